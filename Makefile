@@ -1,0 +1,34 @@
+# make demo   explain a real network on drawn images, no network beyond pip; prints the atlas's path
+# make test   the test suite
+# make check  lint, types, import rule
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format clean-demo bench-quality
+demo: .venv/installed
+	$(BIN)/neuroscribe demo
+
+test: .venv/installed-dev
+	$(BIN)/pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_house.py
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch .venv/installed $@

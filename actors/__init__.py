@@ -1,0 +1,1 @@
+"""Models: what loads a network once and maps batches of images through it."""

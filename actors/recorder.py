@@ -1,0 +1,295 @@
+"""Running every model of a run over the same images: activations of a target, embeddings of CLIPs.
+
+A recorder holds the models, moved to one device and number format, and maps a shard of views to
+what is kept of it. Each image's result depends on that image and model alone: models run in
+batches of one fixed size, the last one filled up, so that neither the size of a shard nor the
+images beside it nor the other models can change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Shaped
+from torch import Tensor, nn
+
+from actors.clip import Clip
+from actors.taps import LayerTap, plain_attention
+from actors.targets import Target
+from actors.views import Preprocess, View, split_transform
+from core.errors import ConfigError, ShapeError
+
+FLOAT16_MAX = 65504.0
+"""Largest finite value that activations are stored with."""
+
+_CPU_BATCH, _CUDA_BATCH = 32, 256
+"""Images in one pass. On a CPU more gain nothing, and the last batch is filled up to this size."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPart:
+    """The target, and the poolings of each layer to record."""
+
+    target: Target
+    layers: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPart:
+    """A vision-language model whose image embeddings are recorded under a name."""
+
+    clip: Clip
+    name: str
+
+
+Part = TargetPart | ClipPart
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What is kept of some images; rows are images in the order given."""
+
+    activations: dict[_Key, Float16[np.ndarray, "images neurons"]]
+    """By (layer, pooling), in the units of the layer."""
+    embeddings: dict[str, Float16[np.ndarray, "images d"]]
+    """By name of the model; rows have length 1 up to rounding."""
+    overflowed: int
+    """Finite activations beyond ±65504, which were stored as ±65504."""
+
+
+def resolve_dtype(device: str | torch.device, dtype: str = "auto") -> torch.dtype:
+    """The number format that a model runs in.
+
+    Args:
+        device: Where it runs.
+        dtype: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 where the processor
+            multiplies such numbers itself, and float32 elsewhere.
+
+    Raises:
+        ConfigError: Another name.
+    """
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if dtype != "auto":
+        raise ConfigError(f"unknown dtype {dtype!r}; expected auto, {' or '.join(_DTYPES)}")
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = _cpu_has_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+class Recorder:
+    """Maps the views of images to activations and embeddings."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        device: str | torch.device = "cpu",
+        dtype: str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Take over the models: they are moved and converted in place.
+
+        Args:
+            parts: At most one target, and CLIPs of different names.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: See `resolve_dtype`.
+            batch_size: Images in one pass; ``auto`` is 32 on a CPU and 256 on a GPU, halved for as
+                long as the GPU's memory does not suffice.
+
+        Raises:
+            ConfigError: Two targets, two CLIPs of one name, or an impossible device or batch size.
+            LayerError: The target has no such layer.
+        """
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device {str(device)!r} is not there: PyTorch sees no GPU; use 'cpu'"
+            )
+        if batch_size != "auto" and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected 'auto' or at least 1")
+        _check_names(parts)
+        self.dtype = resolve_dtype(self.device, dtype)
+        self._halving = batch_size == "auto"
+        if batch_size == "auto":
+            batch_size = _CUDA_BATCH if self.device.type == "cuda" else _CPU_BATCH
+        self._runners = [_Runner(part, self.device, self.dtype, batch_size) for part in parts]
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What the images must be laid out for, by key."""
+        return {runner.view.key: runner.view for runner in self._runners}
+
+    def record(self, views: Mapping[str, Shaped[np.ndarray, "images a b c"]]) -> Recorded:
+        """Run all models over some images.
+
+        Args:
+            views: For every key of `views`, the images as `View.apply` lays them out, stacked.
+
+        Returns:
+            Activations and embeddings in the order of the images.
+
+        Raises:
+            ShapeError: A view is missing, has another shape, or has another number of images.
+        """
+        self._check(views)
+        activations: dict[_Key, Float16[np.ndarray, "images neurons"]] = {}
+        embeddings: dict[str, Float16[np.ndarray, "images d"]] = {}
+        overflowed = 0
+        with torch.inference_mode(), plain_attention(), _repeatable():
+            for runner in self._runners:
+                results, beyond = self._run(runner, views[runner.view.key])
+                overflowed += beyond
+                for key, values in results.items():
+                    if isinstance(runner.part, ClipPart):
+                        embeddings[runner.part.name] = values
+                    else:
+                        activations[key] = values
+        return Recorded(activations, embeddings, overflowed)
+
+    def _run(
+        self, runner: _Runner, images: Shaped[np.ndarray, "images a b c"]
+    ) -> tuple[dict[_Key, Float16[np.ndarray, "images width"]], int]:
+        while True:
+            try:
+                return runner.run(images)
+            except torch.cuda.OutOfMemoryError:
+                # The shard starts again, so that all of its batches have one size.
+                if not self._halving or runner.batch_size == 1:
+                    raise
+                runner.batch_size //= 2
+            torch.cuda.empty_cache()
+
+    def _check(self, views: Mapping[str, Shaped[np.ndarray, "images a b c"]]) -> None:
+        counts = set()
+        for key, view in self.views.items():
+            if key not in views:
+                raise ShapeError(f"the view {key!r} is missing; given are {sorted(views)}")
+            counts.add(len(views[key]))
+            if views[key].shape[1:] != view.shape:
+                raise ShapeError(
+                    f"images of the view {key!r} have shape {views[key].shape[1:]}, "
+                    f"expected {view.shape}"
+                )
+        if len(counts) > 1:
+            raise ShapeError(f"the views have different numbers of images: {sorted(counts)}")
+
+
+class _Runner:
+    """One model with its preprocessing, on its device."""
+
+    def __init__(
+        self, part: Part, device: torch.device, dtype: torch.dtype, batch_size: int
+    ) -> None:
+        self.part = part
+        self.device = device
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self._checked = False
+        transform = part.target.transform if isinstance(part, TargetPart) else part.clip.transform
+        self.preprocess: Preprocess = split_transform(transform)
+        module: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
+        module.eval().requires_grad_(False)
+        module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        self._module: nn.Module = module
+        if isinstance(part, TargetPart):
+            self._tap = LayerTap(module, part.layers)
+
+    @property
+    def view(self) -> View:
+        return self.preprocess.view
+
+    def run(
+        self, images: Shaped[np.ndarray, "images a b c"]
+    ) -> tuple[dict[_Key, Float16[np.ndarray, "images width"]], int]:
+        """Results of all images by key, and how many values did not fit."""
+        count = len(images)
+        if count == 0:  # the widths of the results are known only from a pass
+            results, _ = self.run(np.zeros((1, *self.view.shape), images.dtype))
+            return {key: values[:0] for key, values in results.items()}, 0
+        kept: dict[_Key, list[Tensor]] = {}
+        beyond = torch.zeros((), dtype=torch.int64, device=self.device)
+        forward = self._embed if isinstance(self.part, ClipPart) else self._activations
+        for start in range(0, count, self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            batch = self._prepare(chunk)
+            for key, values in forward(batch).items():
+                if len(values) != self.batch_size:
+                    raise ShapeError(
+                        f"{key[0]!r} gives {len(values)} rows for {self.batch_size} images, "
+                        "expected one an image; choose another layer"
+                    )
+                stored, lost = to_float16(values[: len(chunk)])
+                kept.setdefault(key, []).append(stored)
+                beyond += lost
+        return {key: torch.cat(rows).cpu().numpy() for key, rows in kept.items()}, int(beyond)
+
+    def _prepare(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
+        """A batch of the full size on the device; rows beyond the images repeat the first one."""
+        missing = self.batch_size - len(chunk)
+        whole = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)])
+        batch = torch.from_numpy(whole)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = self.preprocess.normalise(batch.to(self.device, non_blocking=True))
+        return batch.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def _activations(self, batch: Tensor) -> dict[_Key, Tensor]:
+        # The first pass runs to its end, so that a layer which runs twice is noticed.
+        with self._tap:
+            pooled = self._tap.run(batch, stop_early=self._checked)
+        self._checked = True
+        return pooled
+
+    def _embed(self, batch: Tensor) -> dict[_Key, Tensor]:
+        assert isinstance(self.part, ClipPart)
+        return {("", ""): self.part.clip.encode_images(batch)}
+
+
+def to_float16(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values as they are stored, and how many finite ones had to be clipped to ±65504.
+
+    Infinite values and NaN stay what they are.
+    """
+    beyond = values.isfinite() & (values.abs() > FLOAT16_MAX)
+    clipped = torch.where(beyond, values.clamp(-FLOAT16_MAX, FLOAT16_MAX), values)
+    return clipped.to(torch.float16), beyond.sum()
+
+
+def _check_names(parts: Sequence[Part]) -> None:
+    names = [part.name for part in parts if isinstance(part, ClipPart)]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ConfigError(f"two models are called {repeated[0]!r}; give each a name of its own")
+    targets = len(parts) - len(names)
+    if targets > 1:
+        raise ConfigError(f"{targets} targets were given, expected one; make a run for each")
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Kernels chosen by rule, not by stopwatch, and full float32 where float32 is asked for."""
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself (AVX-512 BF16 or AMX)."""
+    probes: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if hasattr(torch.cpu, name)
+    ]
+    return any(probe() for probe in probes)

@@ -1,0 +1,213 @@
+"""Concept scores from embeddings, their calibration, and which concepts occur at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from core.errors import ConceptError, ShapeError
+from core.products import LEFT_TILE, RIGHT_TILE, centred_columns, padded, product_of_tiles
+
+HIGHEST: Final = 5
+"""How many of a concept's highest scores decide whether it occurs in the images."""
+
+SLOPES: Final = (0.1, 150.0)
+SHIFTS: Final = (-1.0, 1.0)
+
+
+def sigmoid_scores(
+    image_embeddings: Shaped[np.ndarray, "images d"],
+    text_embeddings: Shaped[np.ndarray, "concepts d"],
+    slope: float,
+    shift: float,
+) -> Float[np.ndarray, "images concepts"]:
+    """Probability that each concept is in each image: ``σ(slope · (cos + shift))``.
+
+    Args:
+        image_embeddings: Embeddings of images, of any norm and real type.
+        text_embeddings: Embeddings of concept texts by the same model.
+        slope: Calibration ``a`` of the model.
+        shift: Calibration ``b`` of the model, in units of the cosine.
+
+    Returns:
+        Scores in [0, 1], float32. An image's scores are the same whatever images are beside it;
+        an embedding that is zero or not finite gives NaN.
+
+    Raises:
+        ShapeError: Embeddings of different dimension.
+
+    Source:
+        X. Zhai et al., *Sigmoid Loss for Language Image Pre-Training*, ICCV 2023.
+    """
+    if image_embeddings.shape[1:] != text_embeddings.shape[1:]:
+        raise ShapeError(
+            f"image embeddings of shape {image_embeddings.shape} and text embeddings of shape "
+            f"{text_embeddings.shape}; both must come from one model"
+        )
+    images, concepts = len(image_embeddings), len(text_embeddings)
+    texts = padded(_normalised(text_embeddings).T, LEFT_TILE)
+    scores = np.empty((images, concepts), dtype=np.float32)
+    for start in range(0, images, RIGHT_TILE):
+        part = image_embeddings[start : start + RIGHT_TILE]
+        images_of_part = padded(_normalised(part).T, RIGHT_TILE)
+        cosine = product_of_tiles(texts, images_of_part, (concepts, len(part)))
+        logit = slope * (cosine + shift)
+        scores[start : start + RIGHT_TILE] = expit(logit, out=logit).T
+    return scores
+
+
+def _normalised(embeddings: Shaped[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d"]:
+    values = embeddings.astype(np.float64, order="C")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values /= np.sqrt(np.square(values).sum(axis=1, keepdims=True))
+    return values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConceptActivity:
+    """How much each concept's score varies and how high it gets; adds up over shards."""
+
+    count: int
+    """Number of images."""
+    mean: Float[np.ndarray, " concepts"]
+    scatter: Float[np.ndarray, " concepts"]
+    """Centred sums of squares of the scores."""
+    top: Float[np.ndarray, "5 concepts"]
+    """Highest scores of each concept, descending; -inf where there are fewer images."""
+
+    @classmethod
+    def of(cls, scores: Shaped[np.ndarray, "images concepts"]) -> Self:
+        """Activity of the concepts in one shard."""
+        concepts = scores.shape[1]
+        top = np.full((HIGHEST, concepts), -np.inf)
+        if not len(scores):
+            return cls(0, np.zeros(concepts), np.zeros(concepts), top)
+        mean, centred = centred_columns(scores, RIGHT_TILE)
+        scatter = np.square(centred, out=centred).sum(axis=0)[:concepts]
+        kept = min(HIGHEST, len(scores))
+        highest = np.partition(scores, len(scores) - kept, axis=0)[len(scores) - kept :]
+        top[:kept] = np.sort(highest.astype(np.float64), axis=0)[::-1]
+        return cls(len(scores), mean, scatter, top)
+
+    def merge(self, other: Self) -> Self:
+        """Activity in the images of both.
+
+        Raises:
+            ShapeError: Different numbers of concepts.
+        """
+        if self.mean.shape != other.mean.shape:
+            raise ShapeError(
+                f"activity of {len(self.mean)} and of {len(other.mean)} concepts cannot be added; "
+                "expected one concept list"
+            )
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        return type(self)(
+            count,
+            self.mean + shift * (other.count / count),
+            self.scatter + other.scatter + shift**2 * (self.count * other.count / count),
+            np.sort(np.concatenate([self.top, other.top]), axis=0)[::-1][:HIGHEST],
+        )
+
+    def active(
+        self, min_top_mean: float = 0.5, min_std: float = 1e-5
+    ) -> Bool[np.ndarray, " concepts"]:
+        """Concepts that occur in these images: only they can explain anything.
+
+        Args:
+            min_top_mean: Least mean over the five highest scores.
+            min_std: Least population standard deviation of the scores.
+        """
+        if not self.count:
+            return np.zeros(len(self.mean), dtype=bool)
+        top_mean = self.top[: min(HIGHEST, self.count)].mean(axis=0)
+        std = np.sqrt(self.scatter / self.count)
+        return np.asarray((top_mean >= min_top_mean) & (std >= min_std))
+
+
+def calibrate(
+    cosines: Shaped[np.ndarray, "images texts"], matches: Bool[np.ndarray, "images texts"]
+) -> tuple[float, float]:
+    """Slope and shift that make scores of labelled images probabilities.
+
+    Minimises the mean binary cross-entropy of ``σ(slope · (cos + shift))``: on a grid over a
+    histogram of the cosines first, then exactly by bounded quasi-Newton steps.
+
+    Args:
+        cosines: Cosines between embeddings of images and of texts.
+        matches: True where the text is true of the image.
+
+    Returns:
+        Slope in [0.1, 150] and shift in [-1, 1]. Where no slope is too steep, because the cosines
+        separate matches from the rest completely, the slope is the largest.
+
+    Raises:
+        ShapeError: Arrays of different shape.
+        ConceptError: No match at all, nothing but matches, or cosines that are not finite.
+    """
+    if cosines.shape != matches.shape:
+        raise ShapeError(f"cosines {cosines.shape} and matches {matches.shape} must fit together")
+    found = int(matches.sum())
+    if not 0 < found < matches.size:
+        raise ConceptError(
+            f"{found} of {matches.size} pairs of image and text are matches; a calibration needs "
+            "some that are and some that are not; give a and b in the configuration instead"
+        )
+    cosine, match = cosines.ravel().astype(np.float64), matches.ravel()
+    if not np.isfinite(cosine).all():
+        raise ConceptError("cosines that are not finite cannot be calibrated; record them again")
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, shift = parameters
+        logit = slope * (cosine + shift)
+        entropy = np.logaddexp(0.0, logit).mean() - logit[match].sum() / logit.size
+        error = expit(logit)
+        error[match] -= 1.0
+        gradient = np.array([np.mean(error * (cosine + shift)), slope * error.mean()])
+        # The slope is measured in hundreds, the shift in tenths: one scale for both steps.
+        return float(entropy), gradient
+
+    start = _best_of_grid(cosine, match)
+    unit = np.array([start[0], 1.0 / start[0]])
+
+    def scaled_loss(steps: np.ndarray) -> tuple[float, np.ndarray]:
+        entropy, gradient = loss(steps * unit)
+        return entropy * 1e3, gradient * unit * 1e3
+
+    bounds = [(low / u, high / u) for (low, high), u in zip((SLOPES, SHIFTS), unit, strict=True)]
+    best = minimize(
+        scaled_loss,
+        start / unit,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 500},
+    )
+    slope, shift = best.x * unit
+    return float(np.clip(slope, *SLOPES)), float(np.clip(shift, *SHIFTS))
+
+
+def _best_of_grid(
+    cosine: Float[np.ndarray, " pairs"], match: Bool[np.ndarray, " pairs"]
+) -> Float[np.ndarray, " slope_and_shift"]:
+    """Best slope and shift of a grid, for cosines rounded to a thousand bins."""
+    bins = 1000
+    place = np.clip(((cosine + 1.0) * (bins / 2)).astype(np.int64), 0, bins - 1)
+    total = np.bincount(place, minlength=bins).astype(np.float64)
+    matched = np.bincount(place[match], minlength=bins)
+    centre = (np.arange(bins) + 0.5) * (2 / bins) - 1.0
+    shifts = np.linspace(*SHIFTS, 201)
+    best = (np.inf, 1.0, 0.0)
+    for slope in np.geomspace(*SLOPES, 60):
+        logit = slope * (centre + shifts[:, None])
+        entropy = (np.logaddexp(0.0, logit) * total - logit * matched).sum(axis=1)
+        place_of_best = int(entropy.argmin())
+        best = min(best, (float(entropy[place_of_best]), float(slope), shifts[place_of_best]))
+    return np.array(best[1:])

@@ -1,0 +1,224 @@
+"""Centred second moments: everything that the fit needs to know about a split of the images.
+
+Moments of shards add up (Chan's formula), so a billion images and one shard are fitted by the same
+code, and the answer does not depend on which machine summed what.
+
+Source: T. F. Chan, G. H. Golub, R. J. LeVeque, *Updating formulae and a pairwise algorithm for
+computing sample variances*, 1979.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from core.errors import RecordingError, ShapeError
+from core.products import LEFT_TILE, RIGHT_TILE, centred_columns, gram_of_tiles, product_of_tiles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConceptMoments:
+    """Count, means and centred sums of products of the concept scores of some images."""
+
+    count: int
+    """Number of images."""
+    mean: Float[np.ndarray, " concepts"]
+    """Mean score of each concept."""
+    scatter: Float[np.ndarray, "concepts concepts"]
+    """Centred sums of products, not divided by the count; exactly symmetric."""
+
+    @classmethod
+    def of(cls, scores: Shaped[np.ndarray, "images concepts"]) -> Self:
+        """Moments of one shard, in two passes in float64.
+
+        Args:
+            scores: Concept scores, any real type.
+
+        Raises:
+            ShapeError: The array is not two-dimensional.
+            RecordingError: Scores that are not finite; every concept's fit would be lost.
+        """
+        _check_matrix("concept scores", scores)
+        concepts = scores.shape[1]
+        if not len(scores):
+            return cls(0, np.zeros(concepts), np.zeros((concepts, concepts)))
+        mean, centred = centred_columns(scores, LEFT_TILE)
+        _check_finite_concepts(mean)
+        return cls(len(scores), mean, gram_of_tiles(centred, concepts))
+
+    def merge(self, other: Self) -> Self:
+        """Moments of the images of both, as if they had been taken in one pass.
+
+        Raises:
+            ShapeError: Different numbers of concepts.
+        """
+        _check_equal("concepts", self.mean.shape, other.mean.shape)
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        shift = other.mean - self.mean
+        scatter = np.outer(shift, shift)
+        scatter *= self.count * other.count / count
+        scatter += self.scatter
+        scatter += other.scatter
+        return type(self)(count, self.mean + shift * (other.count / count), scatter)
+
+    def select(self, concepts: Int[np.ndarray, " kept"]) -> Self:
+        """Moments of the concepts at these positions, in this order."""
+        return type(self)(self.count, self.mean[concepts], self.scatter[np.ix_(concepts, concepts)])
+
+    @property
+    def std(self) -> Float[np.ndarray, " concepts"]:
+        """Population standard deviation of each concept score."""
+        return np.sqrt(np.diagonal(self.scatter) / max(self.count, 1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CrossMoments:
+    """Moments that tie the activations of neurons to the concept scores of the same images."""
+
+    count: int
+    """Number of images."""
+    concept_mean: Float[np.ndarray, " concepts"]
+    neuron_mean: Float[np.ndarray, " neurons"]
+    neuron_scatter: Float[np.ndarray, " neurons"]
+    """Centred sums of squares of each neuron, not divided by the count."""
+    cross: Float[np.ndarray, "concepts neurons"]
+    """Centred sums of products of concept scores and activations."""
+
+    @classmethod
+    def of(
+        cls,
+        scores: Shaped[np.ndarray, "images concepts"],
+        activations: Shaped[np.ndarray, "images neurons"],
+    ) -> Self:
+        """Moments of one shard, in two passes in float64.
+
+        A neuron's moments are the same bits whatever other neurons are in the array. A neuron with
+        a value that is not finite gets NaN in its own entries and in no others.
+
+        Args:
+            scores: Concept scores, any real type.
+            activations: Pooled activations of the same images, any real type.
+
+        Raises:
+            ShapeError: Arrays that are not two-dimensional or differ in their number of images.
+            RecordingError: Concept scores that are not finite.
+        """
+        _check_matrix("concept scores", scores)
+        _check_matrix("activations", activations)
+        _check_equal("images", scores.shape[:1], activations.shape[:1])
+        concepts, neurons = scores.shape[1], activations.shape[1]
+        if not len(scores):
+            empty = np.zeros((concepts, neurons))
+            return cls(0, np.zeros(concepts), np.zeros(neurons), np.zeros(neurons), empty)
+        concept_mean, p = centred_columns(scores, LEFT_TILE)
+        _check_finite_concepts(concept_mean)
+        neuron_mean, q = centred_columns(activations, RIGHT_TILE)
+        cross = product_of_tiles(p, q, (concepts, neurons))
+        np.square(q, out=q)
+        neuron_scatter = q.sum(axis=0)[:neurons]
+        failed = np.isnan(neuron_mean)
+        neuron_scatter[failed] = np.nan
+        cross[:, failed] = np.nan
+        return cls(len(scores), concept_mean, neuron_mean, neuron_scatter, cross)
+
+    def merge(self, other: Self) -> Self:
+        """Moments of the images of both, as if they had been taken in one pass.
+
+        Raises:
+            ShapeError: Different numbers of concepts or neurons.
+        """
+        _check_equal("concepts and neurons", self.cross.shape, other.cross.shape)
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        share = other.count / count
+        concept_shift = other.concept_mean - self.concept_mean
+        neuron_shift = other.neuron_mean - self.neuron_mean
+        between = self.count * share
+        cross = np.outer(concept_shift, neuron_shift)
+        cross *= between
+        cross += self.cross
+        cross += other.cross
+        return type(self)(
+            count,
+            self.concept_mean + concept_shift * share,
+            self.neuron_mean + neuron_shift * share,
+            self.neuron_scatter + other.neuron_scatter + neuron_shift**2 * between,
+            cross,
+        )
+
+    def take_neurons(self, neurons: slice | Int[np.ndarray, " kept"]) -> Self:
+        """Moments of some of the neurons."""
+        return type(self)(
+            self.count,
+            self.concept_mean,
+            self.neuron_mean[neurons],
+            self.neuron_scatter[neurons],
+            self.cross[:, neurons],
+        )
+
+    def select(self, concepts: Int[np.ndarray, " kept"]) -> Self:
+        """Moments of the concepts at these positions, in this order."""
+        return type(self)(
+            self.count,
+            self.concept_mean[concepts],
+            self.neuron_mean,
+            self.neuron_scatter,
+            self.cross[concepts],
+        )
+
+
+Moments = TypeVar("Moments", ConceptMoments, CrossMoments)
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Moments of all parts, added in the order given: the same order gives the same bits.
+
+    Raises:
+        ShapeError: No parts, or parts that do not fit together.
+    """
+    if not parts:
+        raise ShapeError("there are no moments to merge; expected those of at least one shard")
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merge(part)
+    return total
+
+
+def check_same_concepts(concepts: ConceptMoments, cross: CrossMoments) -> None:
+    """Refuse moments that were not taken of the same images and concepts.
+
+    Raises:
+        ShapeError: Different numbers of images or of concepts.
+    """
+    found = (cross.count, len(cross.concept_mean))
+    expected = (concepts.count, len(concepts.mean))
+    _check_equal("images and concepts", expected, found)
+
+
+def _check_matrix(name: str, values: np.ndarray) -> None:
+    if values.ndim != 2:
+        raise ShapeError(f"{name} have shape {values.shape}; expected one row per image")
+
+
+def _check_equal(what: str, left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    if left != right:
+        raise ShapeError(
+            f"moments of different {what}: {left} and {right}; both must be taken of the same "
+            "images and the same list of concepts"
+        )
+
+
+def _check_finite_concepts(mean: np.ndarray) -> None:
+    bad = np.flatnonzero(np.isnan(mean))
+    if bad.size:
+        raise RecordingError(
+            f"{bad.size} of {mean.size} concepts have scores that are not finite, the first at "
+            f"position {bad[0]}; expected numbers; record the embeddings of these images again"
+        )

@@ -1,0 +1,1 @@
+"""Files, Ray, configuration and people: the stages that turn images into an atlas."""

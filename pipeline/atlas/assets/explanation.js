@@ -1,0 +1,153 @@
+/* One explainer's explanation of one neuron: equation, scores, path of lengths, scatter. */
+(function (atlas) {
+  "use strict";
+
+  const { h, text, format, plots } = atlas;
+
+  /** An entry of a path, by name (see pipeline/atlas/details.py). */
+  function entry([length, bias, train, validation, terms, weights, scores], concepts) {
+    return { length, bias, train, validation, concepts: terms.map((t) => concepts[t]), weights, scores };
+  }
+
+  /**
+   * @param overview the overview shard
+   * @param number   the explainer's number
+   * @param record   the neuron's explanations by this explainer
+   * @param texts    concept texts by concept number
+   * @param actual   activations on the sample, or null
+   * @param describe place in the sample -> content of a tip
+   */
+  atlas.explanationCard = function (overview, number, record, texts, actual, describe) {
+    const explainer = overview.explainers[number];
+    const several = overview.explainers.length > 1;
+    const title = h("h2", {}, several ? text(explainer.name) : ["Explained by ", text(explainer.name)]);
+    const path = record.path.map((one) => entry(one, record.concepts));
+    if (!path.length) {
+      return h("article", { class: "explanation" }, title, h("p", { class: "notice" },
+        record.status === "ok"
+          ? "No concept of this explainer predicts the neuron, so there is no explanation."
+          : [h("b", {}, record.status), `: ${atlas.statusText[record.status]}.`]));
+    }
+
+    const lengths = path.map((one) => one.length);
+    const start = Math.max(0, lengths.indexOf(record.chosen || lengths[lengths.length - 1]));
+    const equation = h("div", { class: "equation-box", "aria-live": "polite" });
+    const strip = h("div", { class: "strip-box" });
+    const scores = h("div", { class: "scores" });
+    const label = h("span", { class: "now" });
+    const curves = curvesOf(overview, path);
+    const chart = plots.path(lengths, curves, record.chosen);
+    const [insetLeft, insetRight] = chart.inset;
+    const slider = h("input", {
+      type: "range", min: 0, max: lengths.length - 1, step: 1, value: start,
+      disabled: lengths.length < 2, "aria-label": "Number of concepts",
+      style: `margin-left:calc(${100 * insetLeft}% - 8px);width:calc(${100 * (1 - insetLeft - insetRight)}% + 16px)`,
+      oninput: () => show(Number(slider.value)),
+    });
+    const reset = h("button", { type: "button", class: "reset", onclick: () => { slider.value = start; show(start); } },
+      "back to the chosen length");
+    const scatter = actual ? plots.scatter(actual, describe) : null;
+    let spreads = null, sampled = null; // by concept number, once the concept shards are there
+
+    function show(place) {
+      const one = path[place];
+      const terms = one.concepts.map((concept, t) => [texts[concept], one.weights[t]]);
+      equation.replaceChildren(atlas.equation(terms, one.bias, 3, true));
+      label.replaceChildren(h("b", {}, format.counted(one.length, "concept")),
+        one.length === record.chosen ? ", the chosen length" : "");
+      reset.hidden = place === start;
+      chart.mark(one.length);
+      slider.setAttribute("aria-valuetext", format.counted(one.length, "concept"));
+      drawScores(scores, overview, one);
+      if (spreads) drawStrip(strip, one, texts, spreads);
+      if (sampled && scatter) scatter.draw(predict(one, sampled, actual.length));
+    }
+
+    const card = h("article", { class: "explanation" }, title, equation, strip, scores,
+      h("div", { class: "panels" },
+        h("div", { class: "panel" },
+          h("h3", {}, "Length ", label, " ", reset),
+          chart.element, slider, chart.legend),
+        scatter && h("div", { class: "panel scatter-panel" },
+          h("h3", {}, "Predicted and actual"),
+          scatter.element,
+          h("p", { class: "aside" }, `${format.counted(actual.length, "test image")}, predicted from `,
+            text(explainer.name), "\u2019s own concept scores. On the line the prediction is exact."))));
+    show(start);
+
+    loadConcepts(overview, number, record.concepts).then((loaded) => {
+      [spreads, sampled] = loaded;
+      show(Number(slider.value));
+    }).catch((error) => strip.replaceChildren(h("p", { class: "notice" }, error.message)));
+    return card;
+  };
+
+  function curvesOf(overview, path) {
+    const curves = [
+      { kind: "train", name: "train", values: path.map((one) => one.train) },
+      { kind: "validation", name: "validation", values: path.map((one) => one.validation) },
+    ];
+    overview.simulators.forEach((simulator, s) => {
+      const check = simulator === overview.fit_check;
+      curves.push({
+        kind: check ? "check" : `test s${s}`,
+        name: check ? "test, fit check" : `test, ${simulator}`,
+        values: path.map((one) => (one.scores[s] ? one.scores[s][0] : null)),
+      });
+    });
+    return curves.filter((curve) => curve.values.some((value) => value !== null));
+  }
+
+  function drawScores(box, overview, one) {
+    const rows = [];
+    overview.simulators.forEach((simulator, s) => {
+      if (!one.scores[s]) return;
+      const check = simulator === overview.fit_check;
+      rows.push({
+        name: check ? "fit check" : simulator, check, score: one.scores[s],
+        note: check ? "by the explainer itself, not a simulation" : "simulator, test images",
+      });
+    });
+    box.replaceChildren(rows.length ? plots.intervals(rows)
+      : h("p", { class: "notice" }, "This length has no score on test images."));
+  }
+
+  /** How much each term moves the prediction: |weight| x spread of the concept's score. */
+  function drawStrip(box, one, texts, spreads) {
+    const effects = one.concepts.map((concept, t) => Math.abs(one.weights[t]) * (spreads.get(concept) || 0));
+    const sum = effects.reduce((total, effect) => total + effect, 0);
+    if (!(sum > 0)) { box.replaceChildren(); return; }
+    box.replaceChildren(h("div", { class: "strip", role: "list", "aria-label": "Share of each term in the prediction" },
+      effects.map((effect, t) => atlas.tip(h("span", {
+        role: "listitem", tabindex: 0, class: one.weights[t] < 0 ? "negative" : "positive",
+        style: `flex-grow:${Math.max(effect / sum, 0.004)}`,
+        "aria-label": `${texts[one.concepts[t]]}: ${format.percent(effect / sum)}`,
+      }, effect / sum > 0.09 ? text(texts[one.concepts[t]]) : ""), () => [
+        h("p", {}, text(texts[one.concepts[t]])),
+        h("p", { class: "faint" }, `${format.percent(effect / sum)} of the terms\u2019 movement: |weight| \u00d7 spread of the concept score = ${format.value(effect)}`),
+      ]))));
+  }
+
+  function predict(one, sampled, count) {
+    const predicted = new Float64Array(count).fill(one.bias === null ? NaN : one.bias);
+    one.concepts.forEach((concept, t) => {
+      const scores = sampled.get(concept);
+      for (let i = 0; i < count; i++) predicted[i] += one.weights[t] * scores[i];
+    });
+    return predicted;
+  }
+
+  async function loadConcepts(overview, number, concepts) {
+    const size = overview.concepts_per_shard;
+    const wanted = [...new Set(concepts.map((concept) => Math.floor(concept / size)))];
+    const shards = new Map(await Promise.all(wanted.map(async (shard) =>
+      [shard, await atlas.load(`concepts/${number}/${shard}`)])));
+    const spreads = new Map(), sampled = new Map();
+    for (const concept of concepts) {
+      const shard = shards.get(Math.floor(concept / size));
+      spreads.set(concept, shard.spread[concept % size]);
+      sampled.set(concept, atlas.half(shard.scores[concept % size]));
+    }
+    return [spreads, sampled];
+  }
+})(window.atlas);

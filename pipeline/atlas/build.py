@@ -1,0 +1,171 @@
+"""Build the atlas: a folder of static files that opens from disk, a web server or a bucket.
+
+=====================================  ==========================================================
+file                                   holds
+=====================================  ==========================================================
+``index.html``                         the page; written last, so it stands for a whole atlas
+``assets/``                            style and scripts
+``data/overview.js``                   the network at a glance (`pipeline.atlas.overview`)
+``data/index/<explainer>.js``          the table of neurons (`pipeline.atlas.index`)
+``data/neurons/<group>/<number>.js``   64 neurons in detail (`pipeline.atlas.details`)
+``data/concepts/<explainer>/<n>.js``   concept scores on the shared sample (`.samples`)
+``data/images/<number>.js``            names, splits and labels of images (`.samples`)
+``thumbs/<xx>/<row>.jpg``              small pictures; ``xx`` is row modulo 256, in hex
+=====================================  ==========================================================
+
+Groups (a layer under a pooling) and explainers are numbered as the overview lists them, so no
+name of a layer or a model ever becomes a file name. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections.abc import Callable
+from importlib import resources
+
+import numpy as np
+
+from core.errors import RecordingError, ShapeError
+from pipeline.atlas.bands import bands_for
+from pipeline.atlas.catalogue import Catalogue, NeuronGroup, catalogue_of
+from pipeline.atlas.data import AtlasData
+from pipeline.atlas.details import neuron_shards
+from pipeline.atlas.encode import script
+from pipeline.atlas.index import index_shard
+from pipeline.atlas.overview import overview_of
+from pipeline.atlas.samples import concept_shards, image_shards, sample_rows
+
+STYLE = "atlas.css"
+SCRIPTS = (
+    "store.js",
+    "format.js",
+    "dom.js",
+    "equation.js",
+    "search.js",
+    "charts.js",
+    "plots.js",
+    "overview.js",
+    "table.js",
+    "explanation.js",
+    "neuron.js",
+    "app.js",
+)
+"""In the order in which the page loads them."""
+
+Write = Callable[[str, bytes], None]
+
+
+def build_atlas(data: AtlasData, write: Write) -> None:
+    """Write the whole atlas of a run.
+
+    Args:
+        data: Tables, arrays and pictures of the run.
+        write: Stores one file: a path relative to the atlas's folder, with ``/``, and its bytes.
+
+    Raises:
+        RecordingError: Tables that contradict each other.
+        ShapeError: Arrays that do not have the rows or columns that the tables speak of.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+
+    def put(path: str, content: bytes) -> None:
+        digest.update(path.encode() + b"\0" + content)
+        write(path, content)
+
+    if len(data.images) == 0:
+        raise RecordingError("the run has no images, so there is nothing to show; record some first")
+    catalogue = catalogue_of(data)
+    split = np.array(data.images["split"].to_pylist(), dtype=object)
+    sizes = _split_sizes(split)
+    names = [name for name, _ in sizes]
+    bands = bands_for(len(split))
+    sample = sample_rows(split)
+
+    shown = np.zeros(len(split), bool)
+    shown[sample] = True
+    for number, group in enumerate(catalogue.groups):
+        activations = _activations(data, group)
+        shards = neuron_shards(group, activations, catalogue, bands, sample)
+        for shard, (value, rows) in enumerate(shards):
+            shown[rows] = True
+            key = f"neurons/{number}/{shard}"
+            put(f"data/{key}.js", script(key, value))
+    _write_shared(data, catalogue, np.flatnonzero(shown), sample, split, names, put)
+    put(
+        "data/overview.js",
+        script("overview", overview_of(data, catalogue, bands, sample, sizes)),
+    )
+    _write_page(data.title, put, digest.hexdigest)
+
+
+def _write_shared(
+    data: AtlasData,
+    catalogue: Catalogue,
+    shown: np.ndarray,
+    sample: np.ndarray,
+    split: np.ndarray,
+    names: list[str],
+    put: Write,
+) -> None:
+    train = split == "train"
+    if not train.any():
+        train[:] = True
+    for number, explainer in enumerate(catalogue.explainers):
+        put(f"data/index/{number}.js", script(f"index/{number}", index_shard(explainer)))
+        if not explainer.concepts:
+            continue
+        scores = data.concept_scores(explainer.name)
+        for shard, value in enumerate(concept_shards(explainer, scores, train, sample)):
+            key = f"concepts/{number}/{shard}"
+            put(f"data/{key}.js", script(key, value))
+    for shard, value in image_shards(data.images, shown, names):
+        put(f"data/images/{shard}.js", script(f"images/{shard}", value))
+    if data.thumbnails is not None:
+        for row, picture in data.thumbnails(shown.tolist()):
+            put(f"thumbs/{row % 256:02x}/{row}.jpg", picture)
+
+
+def _write_page(title: str, put: Write, version: Callable[[], str]) -> None:
+    """Assets, then the page itself, which asks for files of exactly this build."""
+    assets = resources.files("pipeline.atlas") / "assets"
+    for name in (STYLE, *SCRIPTS):
+        put(f"assets/{name}", (assets / name).read_bytes())
+    build = version()
+    scripts = "\n".join(
+        f'  <script defer src="assets/{name}?v={build}"></script>' for name in SCRIPTS
+    )
+    page = (assets / "index.html").read_text(encoding="utf-8")
+    for mark, text in (
+        ("<!--scripts-->", scripts),
+        ("<!--style-->", f'<link rel="stylesheet" href="assets/{STYLE}?v={build}">'),
+        ("{version}", build),
+        ("<!--title-->", html.escape(title)),  # last: a title may look like one of the marks
+    ):
+        page = page.replace(mark, text)
+    put("index.html", page.encode())
+
+
+def _activations(data: AtlasData, group: NeuronGroup) -> np.ndarray:
+    activations = data.activations(group.layer, group.pooling)
+    if activations.ndim != 2 or activations.shape[0] != len(data.images):
+        raise ShapeError(
+            f"activations of '{group.layer}' ({group.pooling}) have shape {activations.shape}; "
+            f"expected {len(data.images)} images by neurons. The run's tables are not of one "
+            "recording"
+        )
+    if activations.shape[1] <= group.neurons[-1]:
+        raise RecordingError(
+            f"an explanation belongs to {group.layer}:{group.neurons[-1]}, but only "
+            f"{activations.shape[1]} neurons of that layer were recorded; explanations and "
+            "activations are from different runs"
+        )
+    return activations
+
+
+def _split_sizes(split: np.ndarray) -> list[tuple[str, int]]:
+    """Splits by name, train, val and test first, with their numbers of images."""
+    found, counts = np.unique(split.astype(str), return_counts=True)
+    sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    usual = [name for name in ("train", "val", "test") if name in sizes]
+    return [(name, sizes[name]) for name in usual + [n for n in sizes if n not in usual]]

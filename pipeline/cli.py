@@ -1,0 +1,149 @@
+"""The command line: `neuroscribe COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.errors import (
+    NeuroscribeError,
+    StoppedEarly,
+    ThresholdError,
+    UsageError,
+)
+
+DEMO_OUT = "runs/demo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2, 3, 4 or 75, as docs/operations.md says."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        code: int = chosen.command(chosen)
+        return code
+    except UsageError as error:
+        print(f"neuroscribe: {error}", file=sys.stderr)
+        return 2
+    except ThresholdError as error:
+        print(f"neuroscribe: {error}", file=sys.stderr)
+        return 4
+    except (StoppedEarly, KeyboardInterrupt) as error:
+        print(f"neuroscribe: {error or 'interrupted; run again to resume'}", file=sys.stderr)
+        return 75
+    except NeuroscribeError as error:
+        print(f"neuroscribe: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neuroscribe",
+        description="Explain every neuron of a vision network by a short weighted sum of concepts.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    run = add("run", _run, "Carry out a configuration; start it again to resume.")
+    run.add_argument("config", metavar="CONFIG.yaml")
+    run.add_argument("--out", required=True, metavar="RUN", help="run directory or URL")
+    run.add_argument("--stage", nargs="+", metavar="NAME", help="only these stages")
+
+    demo = add("demo", _demo, "Explain a real network on images that the program draws itself.")
+    demo.add_argument("--out", default=DEMO_OUT, metavar="RUN", help=f"default: {DEMO_OUT}")
+    demo.add_argument("--images", type=int, default=None, help="how many images to draw")
+
+    status = add("status", _status, "Stages, progress, ledger and failures of a run.")
+    status.add_argument("run", metavar="RUN")
+    status.add_argument("--json", action="store_true", help="the same facts as JSON")
+
+    layers = add("layers", _layers, "List the layers of a network with shapes and neurons.")
+    layers.add_argument("model", metavar="MODEL", help="timm:NAME, torchvision:NAME, python:…")
+    layers.add_argument(
+        "--weights", default="random:0", help="default: random:0, nothing is loaded"
+    )
+    layers.add_argument("--match", nargs="+", metavar="PATTERN", help="only layers that match")
+
+    show = add("show", _show, "One neuron in the terminal.")
+    show.add_argument("run", metavar="RUN")
+    show.add_argument("neuron", metavar="LAYER:NEURON")
+
+    search = add("search", _search, "Neurons whose explanation uses a concept.")
+    search.add_argument("run", metavar="RUN")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("--limit", type=int, default=20)
+    return parser
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from pipeline.config import load_config
+    from pipeline.run import execute
+    from pipeline.show import summary_lines
+
+    summary = execute(load_config(chosen.config), chosen.out, chosen.stage)
+    print("\n".join(summary_lines(summary)))
+    return summary.exit_code
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from pipeline.demo.run import prepare_demo
+    from pipeline.run import execute
+    from pipeline.show import summary_lines
+
+    config = prepare_demo(Path(chosen.out), chosen.images)
+    summary = execute(config, chosen.out)
+    print("\n".join(summary_lines(summary)))
+    return summary.exit_code
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from pipeline.rundir import Run
+    from pipeline.show import status_facts, status_lines
+
+    run = Run.open(chosen.run)
+    if chosen.json:
+        print(json.dumps(status_facts(run), indent=2))
+    else:
+        print("\n".join(status_lines(run)))
+    return 0
+
+
+def _layers(chosen: argparse.Namespace) -> int:
+    from actors.layers import describe_layers, match_layers
+    from actors.targets import load_target
+    from actors.views import split_transform
+    from pipeline.plan import image_size
+    from pipeline.show import layer_lines
+
+    target = load_target(chosen.model, chosen.weights, base=Path.cwd())
+    infos = describe_layers(target.module, image_size(split_transform(target.transform)))
+    if chosen.match:
+        kept = set(match_layers([info.name for info in infos], chosen.match))
+        infos = [info for info in infos if info.name in kept]
+    print("\n".join(layer_lines(infos)))
+    return 0
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    from pipeline.rundir import Run
+    from pipeline.show import neuron_lines
+
+    print("\n".join(neuron_lines(Run.open(chosen.run), chosen.neuron)))
+    return 0
+
+
+def _search(chosen: argparse.Namespace) -> int:
+    from pipeline.rundir import Run
+    from pipeline.show import search_lines
+
+    print("\n".join(search_lines(Run.open(chosen.run), chosen.text, chosen.limit)))
+    return 0

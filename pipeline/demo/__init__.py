@@ -1,0 +1,1 @@
+"""The embedded default: pictures that are drawn, and two models that know them."""

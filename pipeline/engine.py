@@ -1,0 +1,175 @@
+"""Ray: starting it, choosing actors for what the cluster has, and running many tasks in a window."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from core.errors import ConfigError, StoppedEarly
+from pipeline.config import RayConfig
+
+#: A local Ray promises at least this many logical CPUs: with fewer, Ray Data can wait for itself.
+MIN_LOGICAL_CPUS = 4
+LOCAL_OBJECT_STORE_BYTES = 2 * 1024**3
+
+
+@contextmanager
+def engine(config: RayConfig) -> Iterator[None]:
+    """Connect to the cluster, or start a local Ray, for the length of a `with` block.
+
+    A Ray that the process is connected to already is used as it is and left running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if config.address is None:
+        # Ray's C++ side writes alarming lines to stderr about its own restarts; they are in its logs.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        options |= {
+            "address": "local",
+            "num_cpus": max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        options["address"] = config.address
+    try:
+        with _silent_stderr() if config.address is None else nullcontext():
+            ray.init(**options)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"no Ray cluster answers at ray.address {config.address!r} ({error}); "
+            "start one, or leave ray.address out to work on this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what C++ writes to file descriptor 2; errors still come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many recording actors to start and what each of them holds."""
+
+    actors: int
+    gpus: float
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Device that an actor computes on."""
+        return "cuda" if self.gpus > 0 else "cpu"
+
+
+def recording_workers(config: RayConfig) -> Workers:
+    """Actors for what the cluster has: one per GPU (or share of one), else one on all cores.
+
+    Raises:
+        ConfigError: More GPU is asked for than the cluster has.
+    """
+    resources = ray.cluster_resources()
+    gpus = float(resources.get("GPU", 0.0))
+    share = (1.0 if gpus else 0.0) if config.gpus_per_actor == "auto" else config.gpus_per_actor
+    if share > gpus:
+        raise ConfigError(
+            f"ray.gpus_per_actor is {share:g} and the cluster has {gpus:g} GPUs; "
+            "leave it out, or set it to 0 to record on CPUs"
+        )
+    if config.actors != "auto":
+        actors = config.actors
+    elif share:
+        actors = max(1, int(gpus / share))
+    else:
+        actors = max(
+            1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+        )
+    if share and actors * share > gpus:
+        raise ConfigError(
+            f"{actors} actors with {share:g} GPUs each were asked for and the cluster has {gpus:g}"
+        )
+    cores = os.cpu_count() or 1
+    per_node = max(1, -(-actors // max(1, len(ray.nodes()))))
+    return Workers(actors=actors, gpus=share, threads=max(1, cores // per_node))
+
+
+def data_context(block_bytes: int) -> None:
+    """Set Ray Data up for shards: one block each, no chatter."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = max(128 * 1024**2, 2 * block_bytes)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    memory: int = 0,
+    num_cpus: float = 1.0,
+) -> Iterator[tuple[int, Any]]:
+    """Run `function(*call)` as Ray tasks and yield (position, result) as they finish.
+
+    At most a window of tasks is under way, so that a million calls do not fill the scheduler. Object
+    references in a call are passed on without a copy. Errors of the function itself are raised here
+    and cancel what is left; lost workers and nodes are retried by Ray.
+
+    Raises:
+        ConfigError: No node has the memory that one task declares.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+    if memory > largest:
+        raise ConfigError(
+            f"one task needs {memory / 1024**3:.1f} GiB and the largest node offers "
+            f"{largest / 1024**3:.1f} GiB; use larger nodes, fewer concepts or smaller shards"
+        )
+    window = max(4, 2 * int(sum(node.get("CPU", 0.0) for node in nodes)))
+    remote = ray.remote(function).options(num_cpus=num_cpus, memory=memory or None, max_retries=3)
+    waiting = list(enumerate(calls))[::-1]
+    running: dict[Any, int] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < window:
+                position, call = waiting.pop()
+                running[remote.remote(*call)] = position
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                position = running.pop(reference)
+                try:
+                    yield position, ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.as_instanceof_cause() from None
+                except (ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError) as error:
+                    raise StoppedEarly(
+                        f"the cluster lost a task and its retries ({error}); run again to resume"
+                    ) from error
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=False)

@@ -1,0 +1,172 @@
+"""The run directory: its tables, their fingerprints, and the ledger of what each stage cost.
+
+A table is committed by naming it in `manifest.json` with the fingerprint of what it was made from;
+until then its parts are work in progress, and each part carries in its name the fingerprint of its
+own content's origin, so that a restart sees from one listing what is done.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from core.errors import RecordingError, close_names
+from pipeline.storage import Folder
+
+#: Changes when tables made by an older version must not be taken for fresh.
+FORMAT_VERSION = 1
+
+_PART = re.compile(r"^part-\d{6}-[0-9a-f]{12}\.(parquet|npz)$")
+
+
+def part_name(table_path: str, number: int, fingerprint: str, suffix: str = "parquet") -> str:
+    """File name of one part of a table; the fingerprint says what the part was made from."""
+    return f"{table_path}/part-{number:06d}-{fingerprint[:12]}.{suffix}"
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """A committed table: its path relative to the run, what it was made from, and its rows."""
+
+    path: str
+    fingerprint: str
+    rows: int
+
+
+class Run:
+    """A run directory, local or remote."""
+
+    def __init__(self, url: str | Path | Folder) -> None:
+        self.folder = url if isinstance(url, Folder) else Folder(url)
+
+    @classmethod
+    def open(cls, url: str | Path) -> Run:
+        """An existing run.
+
+        Raises:
+            RecordingError: There is no run at this place.
+        """
+        run = cls(url)
+        if not run.folder.exists("manifest.json"):
+            raise RecordingError(
+                f"{run.folder.url!r} is not a run directory (it has no manifest.json); "
+                "'neuroscribe run CONFIG.yaml --out RUN' makes one"
+            )
+        return run
+
+    # Tables -----------------------------------------------------------------------------------
+
+    def tables(self) -> dict[str, TableEntry]:
+        """Every committed table by name."""
+        manifest = self.folder.read_json("manifest.json") or {"tables": {}}
+        return {name: TableEntry(**entry) for name, entry in manifest["tables"].items()}
+
+    def is_fresh(self, name: str, fingerprint: str) -> bool:
+        """Whether a table is committed and was made from exactly this."""
+        entry = self.tables().get(name)
+        return entry is not None and entry.fingerprint == fingerprint
+
+    def entry(self, name: str) -> TableEntry:
+        """One committed table.
+
+        Raises:
+            RecordingError: The run has no such table (yet).
+        """
+        tables = self.tables()
+        if name not in tables:
+            raise RecordingError(
+                f"{self.folder.url!r} has no table {name!r}{close_names(name, tables)}; the stage "
+                "that makes it has not finished: run the same 'neuroscribe run' again"
+            )
+        return tables[name]
+
+    def commit(self, name: str, path: str, fingerprint: str, rows: int) -> None:
+        """Name a finished table in the manifest; the rename of that file is the commit."""
+        tables = self.tables()
+        tables[name] = TableEntry(path, fingerprint, rows)
+        self._write_tables(tables)
+
+    def withdraw(self, name: str) -> None:
+        """Take a table out of the manifest before its parts are made anew."""
+        tables = self.tables()
+        if tables.pop(name, None) is not None:
+            self._write_tables(tables)
+
+    def _write_tables(self, tables: dict[str, TableEntry]) -> None:
+        entries = {
+            name: {"path": e.path, "fingerprint": e.fingerprint, "rows": e.rows}
+            for name, e in sorted(tables.items())
+        }
+        self.folder.write_json("manifest.json", {"format": FORMAT_VERSION, "tables": entries})
+
+    def parts(self, name: str) -> list[str]:
+        """Paths of the files of a committed table, in order."""
+        entry = self.entry(name)
+        if entry.path.endswith(".parquet"):
+            return [entry.path]
+        return [f"{entry.path}/{file}" for file in self.part_files(entry.path)]
+
+    def part_files(self, path: str) -> list[str]:
+        """Names of the finished parts in a table's folder, sorted, whatever they were made from."""
+        return [file for file in self.folder.names(path) if _PART.match(file)]
+
+    def prune(self, path: str, keep: Sequence[str]) -> None:
+        """Delete parts of our own making that the table no longer needs; nothing else is touched."""
+        for file in set(self.part_files(path)) - {name.rsplit("/", 1)[-1] for name in keep}:
+            self.folder.delete(f"{path}/{file}")
+
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A whole table, parts in order."""
+        return pa.concat_tables(
+            [self.folder.read_table(part, columns) for part in self.parts(name)]
+        )
+
+    def write(self, name: str, path: str, table: pa.Table, fingerprint: str) -> int:
+        """Write and commit a table of one file; returns its bytes."""
+        size = self.folder.write_table(path, table)
+        self.commit(name, path, fingerprint, table.num_rows)
+        return size
+
+    # Ledger -----------------------------------------------------------------------------------
+
+    def ledger(self) -> dict[str, Any]:
+        """What each stage did and cost, by stage."""
+        ledger: dict[str, Any] = self.folder.read_json("ledger.json") or {"stages": {}}
+        return ledger
+
+    def note(self, stage: str, **facts: Any) -> None:
+        """Add facts about a stage to the ledger."""
+        ledger = self.ledger()
+        ledger["stages"].setdefault(stage, {}).update(facts)
+        self.folder.write_json("ledger.json", ledger)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Keep the ledger of a stage: running, then done, or stopped with the reason.
+
+        The facts that the stage puts into the yielded dictionary are kept with it.
+        """
+        begun = time.time()
+        self.note(name, state="running", started=_timestamp(begun))
+        facts: dict[str, Any] = {}
+        try:
+            yield facts
+        except BaseException as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.note(name, state="stopped", reason=why, **facts)
+            raise
+        seconds = time.time() - begun
+        if rows := facts.get("rows"):
+            facts["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
+        self.note(name, state="done", seconds=round(seconds, 2), reason=None, **facts)
+
+
+def _timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

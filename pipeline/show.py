@@ -1,0 +1,255 @@
+"""What the commands print: a summary, the status of a run, its layers, and single neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.layers import LayerInfo
+from core.errors import ConfigError, close_names
+from pipeline.config import OWN_SCORE
+from pipeline.fit import EXPLANATIONS
+from pipeline.progress import duration
+from pipeline.run import STAGES, Summary, summarise
+from pipeline.rundir import Run
+from pipeline.simulate import SCORES
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """What a finished run has come to, for a person."""
+    neurons = ", ".join(f"{count:,} {status}" for status, count in sorted(summary.neurons.items()))
+    lines = [
+        "",
+        f"{summary.images:,} images, {summary.quarantined:,} quarantined; neurons: {neurons}",
+    ]
+    if summary.means:
+        lines += [
+            "",
+            "Mean correlation on test images, at the chosen lengths:",
+            *_mean_lines(summary),
+        ]
+    if summary.quarantined:
+        lines += [
+            "",
+            f"Images that could not be used, with reasons: {summary.url}/quarantine.parquet",
+        ]
+    if summary.atlas:
+        link = summary.atlas if "://" in summary.atlas else Path(summary.atlas).as_uri()
+        lines += ["", f"Atlas: {link}"]
+    if summary.seconds:
+        lines += [f"Done in {duration(summary.seconds)}."]
+    return lines
+
+
+def _mean_lines(summary: Summary) -> list[str]:
+    head = ("layer", "explainer", "scored by", "neurons", "length", "correlation")
+    rows = [
+        (
+            m.layer if m.pooling == "avg" else f"{m.layer} ({m.pooling})",
+            m.explainer,
+            "itself (fit check)" if m.simulator == OWN_SCORE else m.simulator,
+            f"{m.neurons:,}",
+            f"{m.length:.1f}",
+            f"{m.correlation:.3f}",
+        )
+        for m in summary.means
+    ]
+    return _table(head, rows, right=(3, 4, 5))
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> list[str]:
+    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            cell.rjust(width) if n in right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def status_facts(run: Run) -> dict[str, Any]:
+    """Stages, tables and failures of a run, as JSON-shaped facts."""
+    ledger = run.ledger()["stages"]
+    summary = summarise(run)
+    return {
+        "run": run.folder.url,
+        "stages": {stage: ledger.get(stage, {"state": "not started"}) for stage in STAGES},
+        "tables": {
+            name: {"path": e.path, "rows": e.rows, "fingerprint": e.fingerprint}
+            for name, e in run.tables().items()
+        },
+        "images": summary.images,
+        "quarantined": summary.quarantined,
+        "neurons": summary.neurons,
+        "atlas": summary.atlas,
+    }
+
+
+def status_lines(run: Run) -> list[str]:
+    """The same facts for a person."""
+    facts = status_facts(run)
+    head = ("stage", "state", "seconds", "rows", "rows/s", "MB", "note")
+    rows = []
+    for stage, entry in facts["stages"].items():
+        size = entry.get("bytes")
+        rows.append(
+            (
+                stage,
+                entry["state"],
+                f"{entry['seconds']:,.1f}" if "seconds" in entry else "",
+                f"{entry['rows']:,}" if entry.get("rows") else "",
+                f"{entry['rows_per_second']:,}"
+                if entry.get("rows") and "rows_per_second" in entry
+                else "",
+                f"{size / 1e6:,.1f}" if size else "",
+                entry.get("reason") or "",
+            )
+        )
+    lines = [facts["run"], *_table(head, rows, right=(2, 3, 4, 5)), ""]
+    lines.append(f"  {facts['images']:,} images used, {facts['quarantined']:,} quarantined")
+    if facts["neurons"]:
+        counts = ", ".join(f"{n:,} {status}" for status, n in sorted(facts["neurons"].items()))
+        lines.append(f"  neurons: {counts}")
+    if facts["quarantined"]:
+        reasons = run.read("quarantine", ["reason"])["reason"].value_counts().to_pylist()
+        for entry in sorted(reasons, key=lambda e: -e["counts"]):
+            lines.append(f"    {entry['counts']:,} × {entry['values']}")
+    if facts["atlas"]:
+        lines.append(f"  atlas: {facts['atlas']}")
+    return lines
+
+
+def layer_lines(infos: Sequence[LayerInfo]) -> list[str]:
+    """A table of layers."""
+    head = ("layer", "kind", "output of an image", "neurons", "")
+    rows = [
+        (
+            info.name,
+            info.kind,
+            " × ".join(map(str, info.shape)) or "-",
+            f"{info.neurons:,}" if info.neurons else "-",
+            info.reason,
+        )
+        for info in infos
+    ]
+    return _table(head, rows, right=(3,))
+
+
+def equation(row: dict[str, Any]) -> str:
+    """An explanation as it is read: ``2.30·lab coat − 0.40·grass + 0.50``."""
+    text = ""
+    for concept, weight in zip(row["concepts"], row["weights"], strict=True):
+        sign = "−" if weight < 0 else ("+" if text else "")
+        text += f"{' ' if text else ''}{sign}{' ' if text else ''}{abs(weight):.3g}·{concept}"
+    bias = row["bias"]
+    if bias is None:
+        return text
+    sign = "−" if bias < 0 else ("+" if text else "")
+    return f"{text}{' ' if text else ''}{sign}{' ' if text else ''}{abs(bias):.3g}"
+
+
+def neuron_lines(run: Run, address: str) -> list[str]:
+    """Everything about one neuron, for a terminal.
+
+    Args:
+        run: A run with explanations.
+        address: ``LAYER:NEURON``.
+
+    Raises:
+        ConfigError: The run has no such layer or neuron.
+    """
+    layer, _, number = address.rpartition(":")
+    if not layer or not number.isdecimal():
+        raise ConfigError(f"{address!r} names no neuron; expected LAYER:NEURON, as conv_head:17")
+    table = run.read(EXPLANATIONS)
+    layers = table["layer"].unique().to_pylist()
+    if layer not in layers:
+        raise ConfigError(
+            f"the run has no layer {layer!r}{close_names(layer, layers)}; it has {', '.join(layers)}"
+        )
+    table = table.filter(pc.equal(table["layer"], layer))
+    last = pc.max(table["neuron"]).as_py()
+    if int(number) > last:
+        raise ConfigError(f"layer {layer!r} has neurons 0 to {last}; there is no {number}")
+    rows = table.filter(pc.equal(table["neuron"], int(number))).to_pylist()
+    scores = _scores_of(run, layer, int(number))
+    lines = [f"{layer}:{number}"]
+    for pooling, explainer in dict.fromkeys((r["pooling"], r["explainer"]) for r in rows):
+        path = [r for r in rows if (r["pooling"], r["explainer"]) == (pooling, explainer)]
+        lines += ["", f"  {explainer} ({pooling} pooling)"]
+        if path[0]["status"] != "ok":
+            lines.append(f"    {path[0]['status']}: nothing to explain; mean {path[0]['bias']}")
+            continue
+        lines += _path_lines(path, scores)
+    return lines
+
+
+def _path_lines(path: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
+    chosen = next(r for r in path if r["chosen"])
+    lines = [f"    {equation(chosen)}"]
+    mine = [
+        s
+        for s in scores
+        if (s["pooling"], s["explainer"]) == (chosen["pooling"], chosen["explainer"])
+    ]
+    for score in (s for s in mine if s["chosen"] and s["correlation"] is not None):
+        who = "itself (fit check)" if score["simulator"] == OWN_SCORE else score["simulator"]
+        lines.append(
+            f"    test correlation by {who}: {score['correlation']:.3f} "
+            f"({score['ci_low']:.3f} … {score['ci_high']:.3f})"
+        )
+    simulators = list(dict.fromkeys(s["simulator"] for s in mine))
+    head = ("length", "train", "val", *simulators)
+    by_length = {(s["length"], s["simulator"]): s["correlation"] for s in mine}
+    rows = [
+        (
+            f"{r['length']}{'*' if r['chosen'] else ' '}",
+            _three(r["train_correlation"]),
+            _three(r["val_correlation"]),
+            *(_three(by_length.get((r["length"], s))) for s in simulators),
+        )
+        for r in path
+    ]
+    right = range(1, len(head))
+    return lines + ["  " + line for line in _table(head, rows, right=list(right))]
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _scores_of(run: Run, layer: str, neuron: int) -> list[dict[str, Any]]:
+    if SCORES not in run.tables():
+        return []
+    table = run.read(SCORES)
+    wanted = pc.and_(pc.equal(table["layer"], layer), pc.equal(table["neuron"], neuron))
+    found: list[dict[str, Any]] = table.filter(wanted).to_pylist()
+    return found
+
+
+def search_lines(run: Run, text: str, limit: int) -> list[str]:
+    """Neurons whose chosen explanation has a concept that contains a text."""
+    table = run.read(EXPLANATIONS)
+    table = table.filter(table["chosen"])
+    lists = table["concepts"].combine_chunks()
+    hits = pc.match_substring(pc.list_flatten(lists), text, ignore_case=True)
+    rows = pc.unique(pc.list_parent_indices(lists).filter(hits))
+    found: pa.Table = table.take(rows)
+    ranked = sorted(found.to_pylist(), key=lambda r: -(r["val_correlation"] or -1))
+    lines = [f"{len(ranked):,} explanations use a concept that contains {text!r}"]
+    for row in ranked[:limit]:
+        where = f"{row['layer']}:{row['neuron']}"
+        lines.append(
+            f"  {where:<24} {_three(row['val_correlation'])}  {row['explainer']}: {equation(row)}"
+        )
+    if len(ranked) > limit:
+        lines.append(f"  … and {len(ranked) - limit:,} more; --limit shows more of them")
+    return lines

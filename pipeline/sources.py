@@ -1,0 +1,325 @@
+"""Image data sets as a small index: one row an image, with where its bytes lie; no pixel is read.
+
+Formats: `folder` (class folders), `webdataset` (tars with a JSON or .cls file beside each image) and
+`manifest` (CSV or Parquet with `path` and any columns). All of them on local disk or any fsspec URL.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from core.errors import SourceError, close_names
+from core.splits import split_of
+from pipeline.config import ImagesConfig, SplitConfig
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+MANIFEST_SUFFIXES = (".csv", ".parquet")
+
+#: Columns of the index. `url`, `offset` and `length` say where the bytes are (length −1: the whole
+#: file); `stamp` changes when the content does: size and modification time, or an object's etag.
+INDEX_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("url", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("stamp", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of a data set, in `image_id` order.
+
+    Attributes:
+        rows: One row an image, columns of `INDEX_SCHEMA`.
+        attributes: The other columns of a manifest, in the same order of rows; no column otherwise.
+    """
+
+    rows: pa.Table
+    attributes: pa.Table
+
+
+def read_index(config: ImagesConfig) -> ImageIndex:
+    """List the images of a data set.
+
+    Raises:
+        SourceError: The path is missing, holds no image, or its labels or splits cannot be read.
+    """
+    fs, root = fsspec.core.url_to_fs(config.path)
+    if not _has_magic(root) and not fs.exists(root):
+        raise SourceError(
+            f"images.path {config.path!r} does not exist; give a folder of class folders, WebDataset "
+            "tars, or a manifest (CSV or Parquet)"
+        )
+    files = _files_of(fs, root)
+    kind = config.format or _guess_format(config.path, files)
+    listing = {"folder": _list_folder, "webdataset": _list_tars, "manifest": _list_manifest}[kind]
+    columns, attributes = listing(fs, root, files, config)
+    if not columns["image_id"]:
+        raise SourceError(
+            f"images.path {config.path!r} holds no image that format {kind!r} can see "
+            f"({len(files):,} files looked at; image endings: {', '.join(IMAGE_SUFFIXES)})"
+        )
+    table = pa.table({**columns, "split": [""] * len(columns["image_id"])})
+    table = table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+    order = pc.sort_indices(table["image_id"])
+    table, attributes = (
+        table.take(order),
+        (attributes.take(order) if attributes.num_columns else attributes),
+    )
+    table, attributes = table.slice(0, config.limit), attributes.slice(0, config.limit)
+    _refuse_repeated_ids(table, config.path)
+    splits = _splits(table, attributes, config.split)
+    table = table.set_column(table.column_names.index("split"), "split", pa.array(splits))
+    return ImageIndex(table.combine_chunks(), attributes.combine_chunks())
+
+
+def fetch(row: Mapping[str, Any]) -> bytes:
+    """The bytes of one image of the index.
+
+    Raises:
+        OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
+    """
+    fs, path = fsspec.core.url_to_fs(row["url"])
+    if row["length"] < 0:
+        data: bytes = fs.cat_file(path)
+        return data
+    data = fs.cat_file(path, start=row["offset"], end=row["offset"] + row["length"])
+    if len(data) != row["length"]:
+        raise OSError(f"{len(data)} bytes where {row['length']} were listed")
+    return data
+
+
+def _has_magic(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+def _files_of(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+    """Every file under a folder, matching a glob, or the file itself: path → facts."""
+    if _has_magic(root):
+        return {p: i for p, i in fs.glob(root, detail=True).items() if i["type"] == "file"}
+    if fs.isfile(root):
+        return {root: fs.info(root)}
+    found: dict[str, dict[str, Any]] = fs.find(root, detail=True)
+    return found
+
+
+def _guess_format(path: str, files: Mapping[str, Any]) -> str:
+    if len(files) == 1 and next(iter(files)).lower().endswith(MANIFEST_SUFFIXES):
+        return "manifest"
+    if any(name.lower().endswith(".tar") for name in files):
+        return "webdataset"
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+        return "folder"
+    raise SourceError(
+        f"images.path {path!r} holds neither images nor .tar files nor a manifest "
+        f"({len(files):,} files looked at); set images.format if the names are unusual"
+    )
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """What is known of a file's content without reading it."""
+    known = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    return f"{info.get('size')}:{known}"
+
+
+_Listing = tuple[dict[str, list[Any]], pa.Table]
+_NO_ATTRIBUTES = pa.table({})
+
+
+def _relative(path: str, root: str) -> str:
+    base = root.rstrip("/") if not _has_magic(root) else root[: root.rfind("/", 0, _magic_at(root))]
+    return path[len(base) :].lstrip("/") if path.startswith(base + "/") else path.rsplit("/", 1)[-1]
+
+
+def _magic_at(path: str) -> int:
+    return min(path.index(c) for c in "*?[" if c in path)
+
+
+def _list_folder(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+    """Class folders: the label is the name of the folder that an image lies in."""
+    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
+    for path, info in files.items():
+        if not path.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        relative = _relative(path, root)
+        parent = relative.rpartition("/")[0].rpartition("/")[2]
+        _append(columns, relative, relative, parent or None, fs.unstrip_protocol(path), info)
+    return columns, _NO_ATTRIBUTES
+
+
+def _append(
+    columns: dict[str, list[Any]],
+    image_id: str,
+    path: str,
+    label: str | None,
+    url: str,
+    info: Mapping[str, Any],
+    offset: int = 0,
+    length: int = -1,
+) -> None:
+    row = (image_id, path, label, url, offset, length, _stamp(info))
+    for name, value in zip(
+        ("image_id", "path", "label", "url", "offset", "length", "stamp"), row, strict=True
+    ):
+        columns[name].append(value)
+
+
+def _list_tars(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+    """WebDataset: members that share a key are one sample; the JSON (or .cls) beside it has its label."""
+    tars = sorted(path for path in files if path.lower().endswith(".tar"))
+    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
+    with ThreadPoolExecutor(max_workers=min(16, max(1, len(tars)))) as pool:
+        samples = pool.map(lambda path: list(_tar_samples(fs, path, config)), tars)
+        for path, found in zip(tars, samples, strict=True):
+            shard = _relative(path, root)
+            for key, member, label in found:
+                _append(
+                    columns,
+                    f"{shard.removesuffix('.tar')}/{key}",
+                    f"{shard}/{member.name}",
+                    label,
+                    fs.unstrip_protocol(path),
+                    files[path],
+                    member.offset_data,
+                    member.size,
+                )
+    return columns, _NO_ATTRIBUTES
+
+
+def _tar_samples(
+    fs: Any, path: str, config: ImagesConfig
+) -> Iterator[tuple[str, tarfile.TarInfo, str | None]]:
+    """Key, image member and label of every sample of one tar, in the order of the tar."""
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, str | None] = {}
+    try:
+        with fs.open(path, "rb") as raw, tarfile.open(fileobj=_buffered(raw), mode="r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if not member.isfile():
+                    continue
+                if f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
+                    images[key] = member
+                elif suffix == "json" and config.label is not None:
+                    labels[key] = _json_label(tar, member, config.label, path)
+                elif suffix == "cls" and config.label in (None, "cls"):
+                    labels[key] = _member_bytes(tar, member).decode().strip()
+    except tarfile.TarError as error:
+        raise SourceError(
+            f"{path!r} is not a readable tar ({error}); remove it or make it again"
+        ) from error
+    for key, member in images.items():
+        yield key, member, labels.get(key)
+
+
+def _buffered(raw: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(raw, 1 << 20) if isinstance(raw, io.RawIOBase) else raw
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def _json_label(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, path: str) -> str | None:
+    try:
+        facts = json.loads(_member_bytes(tar, member))
+    except ValueError as error:
+        raise SourceError(f"{path}/{member.name} is not JSON ({error})") from error
+    if key not in facts:
+        raise SourceError(
+            f"images.label {key!r} is not in {path}/{member.name}, which has "
+            f"{', '.join(map(repr, facts))}{close_names(key, facts)}"
+        )
+    return None if facts[key] is None else str(facts[key])
+
+
+def _list_manifest(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+    """CSV or Parquet with a column `path` (relative to the manifest) and any other columns."""
+    tables = []
+    for path in sorted(files):
+        with fs.open(path, "rb") as file:
+            read: Callable[..., pa.Table] = (
+                pa_csv.read_csv if path.lower().endswith(".csv") else pq.read_table
+            )
+            try:
+                tables.append(read(file))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise SourceError(f"manifest {path!r} cannot be read: {error}") from error
+    table = pa.concat_tables(tables, promote_options="default")
+    for column in ("path", config.label):
+        if column is not None and column not in table.column_names:
+            raise SourceError(
+                f"manifest {config.path!r} has no column {column!r}; it has "
+                f"{', '.join(map(repr, table.column_names[:20]))}{close_names(column, table.column_names)}"
+            )
+    paths = [str(p) for p in table["path"].to_pylist()]
+    labels = table[config.label].to_pylist() if config.label else [None] * len(paths)
+    folder = next(iter(sorted(files))).rpartition("/")[0]
+    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
+    urls = [p if "://" in p else fs.unstrip_protocol(f"{folder}/{p}") for p in paths]
+    for path, label, url, info in zip(paths, labels, urls, _infos(fs, urls), strict=True):
+        _append(columns, path, path, None if label is None else str(label), url, info)
+    drop = [name for name in ("path", config.label) if name is not None]
+    return columns, table.drop_columns(drop)
+
+
+def _infos(fs: Any, urls: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Facts about each file; one that is gone is listed as such and quarantined when it is read."""
+
+    def info(url: str) -> Mapping[str, Any]:
+        try:
+            facts: Mapping[str, Any] = fs.info(fs._strip_protocol(url))
+        except OSError:
+            return {"size": "missing"}
+        return facts
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        yield from pool.map(info, urls)
+
+
+def _refuse_repeated_ids(table: pa.Table, path: str) -> None:
+    counts = table["image_id"].value_counts()
+    repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1]
+    if repeated:
+        raise SourceError(
+            f"images.path {path!r} lists {len(repeated):,} images more than once, for instance "
+            f"{repeated[0]!r}; every image needs one row and an id of its own"
+        )
+
+
+def _splits(table: pa.Table, attributes: pa.Table, config: SplitConfig) -> list[str]:
+    if config.column is None:
+        fractions = (config.train, config.val, config.test)
+        return split_of(table["image_id"].to_pylist(), fractions, config.seed)
+    if config.column not in attributes.column_names:
+        raise SourceError(
+            f"images.split.column {config.column!r} is not a column of the manifest"
+            f"{close_names(config.column, attributes.column_names)}"
+        )
+    values = [str(v) for v in attributes[config.column].to_pylist()]
+    if wrong := sorted(set(values) - {"train", "val", "test"}):
+        raise SourceError(
+            f"images.split.column {config.column!r} holds {wrong[0]!r}; expected train, val or test"
+        )
+    return values

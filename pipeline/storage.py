@@ -1,0 +1,137 @@
+"""Folders of files on local disk or any fsspec URL, written so that a file is whole or absent.
+
+A local file is written under a temporary name and renamed; object stores make an upload visible
+only when it is complete, so there the final name is written directly.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Folder:
+    """A folder, local or remote, addressed by paths relative to it. It is pickled as its URL."""
+
+    def __init__(self, url: str | Path) -> None:
+        text = str(url)
+        self.url = text if "://" in text else str(Path(text).resolve())
+        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return (Folder, (self.url,))
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def path(self, name: str = "") -> str:
+        """Full path or URL of a file in this folder, for people and for other libraries."""
+        return f"{self.url.rstrip('/')}/{name}" if name else self.url
+
+    def _full(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder of this name is there."""
+        return bool(self._fs.exists(self._full(name)))
+
+    def names(self, name: str = "") -> list[str]:
+        """Names of the files directly in a sub-folder, sorted; empty where there is none."""
+        try:
+            found = self._fs.ls(self._full(name), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
+        return sorted(n for n in names if n and not n.startswith(".tmp-"))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file."""
+        data: bytes = self._fs.cat_file(self._full(name))
+        return data
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file whole: a reader sees the old one, the new one, or none, never a part.
+
+        A durable local file outlives a power failure once this returns; that costs milliseconds
+        each, so that thousands of small files that can be made again do without.
+        """
+        target = self._full(name)
+        if not self._local:
+            self._fs.pipe_file(target, data)
+            return
+        final = Path(target)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.parent / f".tmp-{secrets.token_hex(6)}-{final.name}"
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Delete one file that this program made; it is no error if it is gone already."""
+        try:
+            self._fs.rm_file(self._full(name))
+        except FileNotFoundError:
+            return
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file, or None where there is none."""
+        return json.loads(self.read(name)) if self.exists(name) else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write JSON, keys in the order given."""
+        self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file."""
+        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+
+    def write_table(self, name: str, table: pa.Table, row_group_size: int = 4096) -> int:
+        """Write one Parquet file (zstd, no dictionaries: best for float16) and return its bytes."""
+        sink = pa.BufferOutputStream()
+        texts = [
+            field.name
+            for field in table.schema
+            if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)
+        ]
+        pq.write_table(
+            table,
+            sink,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=texts,
+            row_group_size=row_group_size,
+            store_schema=True,
+        )
+        data = sink.getvalue().to_pybytes()
+        self.write(name, data)
+        return len(data)
+
+    def read_arrays(self, name: str, prefix: str = "") -> dict[str, np.ndarray]:
+        """The arrays of an uncompressed npz file whose names begin with `prefix`."""
+        with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> int:
+        """Write arrays as an uncompressed npz file and return its bytes."""
+        sink = io.BytesIO()
+        np.savez(sink, **arrays)
+        data = sink.getvalue()
+        self.write(name, data)
+        return len(data)

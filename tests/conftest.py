@@ -1,0 +1,28 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RayConfig
+from pipeline.engine import engine
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real images and models for development; tests that need it skip without it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"real images and models are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests that run stages in this process."""
+    with engine(RayConfig()):
+        yield

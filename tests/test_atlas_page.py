@@ -1,0 +1,209 @@
+"""The page of the atlas: safe with any text, whole without a network, and drawn by a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from atlas_planted import HOSTILE, Layer, planted
+
+from pipeline.atlas.build import build_atlas
+from pipeline.atlas.data import AtlasData
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def build_in(folder: Path, data: AtlasData) -> Path:
+    def write(path: str, content: bytes) -> None:
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+    build_atlas(data, write)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hostile_data() -> AtlasData:
+    return planted(hostile=True, layers=(Layer("conv_head", 40),), concepts=24)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory, hostile_data: AtlasData) -> Path:
+    return build_in(tmp_path_factory.mktemp("hostile"), hostile_data)
+
+
+class Page(HTMLParser):
+    """Elements and texts of a document."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self.inside: list[str] = []
+        self.everything = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.texts[self.inside[-1]] = self.texts.get(self.inside[-1], "") + data
+        if not {"script", "style"} & set(self.inside):
+            self.everything += data
+
+
+def drawn(folder: Path, address: str, profile: Path) -> tuple[Page, str]:
+    """The document as a browser leaves it, and what it wrote to its console."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-dev-shm-usage", "--enable-logging=stderr", "--virtual-time-budget=8000",
+        f"--user-data-dir={profile}", f"{(folder / 'index.html').as_uri()}{address}",
+    ]  # fmt: skip
+    environment = {**os.environ, "LANG": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True, env=environment)
+    messages = [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line]
+    return Page(done.stdout.decode()), "\n".join(messages)
+
+
+def rows_of(page: Page) -> list[str]:
+    return [
+        str(attributes["href"])
+        for tag, attributes in page.elements
+        if tag == "a" and attributes.get("class") == "row"
+    ]
+
+
+def test_hostile_titles_stay_text_and_the_page_runs_no_script_of_its_own(hostile: Path) -> None:
+    page = Page((hostile / "index.html").read_text(encoding="utf-8"))
+    assert page.texts["title"] == HOSTILE[0] + HOSTILE[9]
+    assert page.texts.get("script", "").strip() == ""
+    assert all(tag != "img" for tag, _ in page.elements)
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+
+
+def test_shards_are_plain_ascii_in_which_no_markup_can_begin(hostile: Path) -> None:
+    shards = sorted(hostile.glob("data/**/*.js"))
+    assert len(shards) > 5
+    for shard in shards:
+        content = shard.read_bytes()
+        assert content.isascii()
+        assert not set(b"<>&") & set(content)
+        assert content.count(b"\n") == 1
+
+
+def test_file_names_come_from_numbers_and_never_from_the_run(hostile: Path) -> None:
+    for file in hostile.rglob("*"):
+        assert re.fullmatch(r"[a-z0-9/._]+", file.relative_to(hostile).as_posix())
+
+
+def test_the_folder_is_whole_and_asks_for_nothing_outside_it(hostile: Path) -> None:
+    page = Page((hostile / "index.html").read_text(encoding="utf-8"))
+    wanted = [
+        str(attributes[name])
+        for tag, attributes in page.elements
+        for name in ("src", "href")
+        if name in attributes and tag in ("script", "link", "img")
+    ]
+    files = [address.split("?")[0] for address in wanted if address != "data:,"]
+    assert len(files) > 8
+    assert all((hostile / file).is_file() for file in files)
+    for asset in (hostile / "assets").iterdir():
+        text = asset.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|innerHTML|eval\(", text)
+
+
+@needs_browser
+def test_a_neuron_page_shows_the_equation_and_raises_no_script_error(tmp_path: Path) -> None:
+    data = planted(layers=(Layer("conv_head", 70),))
+    folder = build_in(tmp_path / "atlas", data)
+    page, console = drawn(folder, "#/neuron/conv_head/avg/65", tmp_path / "profile")
+    assert console == ""
+    chosen = [r for r in data.explanations.to_pylist() if r["chosen"] and r["neuron"] == 65]
+    assert len(chosen) == 2
+    for row in chosen:
+        written = ""
+        for concept, weight in zip(row["concepts"], row["weights"], strict=True):
+            sign = "−" if weight < 0 else "+"
+            written += f" {sign} {float(f'{abs(weight):.3g}'):g}·{concept}"
+        written = written.removeprefix(" + ").replace(" − ", "−", written.startswith(" − "))
+        assert f"{written} {'−' if row['bias'] < 0 else '+'} " in page.everything
+    assert "by the explainer itself, not a simulation" in page.everything
+    assert "Top 10\u202f%" in page.everything
+    pictures = [a["src"] for tag, a in page.elements if tag == "img" and a.get("alt")]
+    assert len(pictures) == 18
+    assert all((folder / str(source).split("?")[0]).is_file() for source in pictures)
+    assert sum(tag == "circle" for tag, _ in page.elements) > 2 * 80
+
+
+@needs_browser
+def test_hostile_texts_are_shown_as_they_are_and_never_run(
+    hostile: Path, hostile_data: AtlasData, tmp_path: Path
+) -> None:
+    for explanation in hostile_data.explanations.to_pylist():
+        strange = [c for c in explanation["concepts"] if c in HOSTILE]
+        if explanation["layer"] != "conv_head" and explanation["chosen"] and strange:
+            break
+    layer = quote(explanation["layer"], safe="")
+    address = f"#/neuron/{layer}/avg/{explanation['neuron']}"
+    page, console = drawn(hostile, address, tmp_path / "profile")
+    assert console == ""
+    assert page.texts["title"].startswith(f"{explanation['layer']}:{explanation['neuron']}")
+    assert all(text in page.everything for text in strange)
+    assert "cannot be drawn" not in page.everything
+    for address in ("#/", f"#/layer/{layer}"):
+        page, console = drawn(hostile, address, tmp_path / "profile")
+        assert console == ""
+        assert "broken" not in page.texts["title"].split("</script>")[-1]
+        assert explanation["layer"] in page.everything
+
+
+@needs_browser
+def test_searching_finds_the_neurons_whose_chosen_explanation_uses_the_concepts(
+    tmp_path: Path,
+) -> None:
+    data = planted(layers=(Layer("a", 40), Layer("conv_head", 60)), concepts=15)
+    folder = build_in(tmp_path / "atlas", data)
+    rows = [r for r in data.explanations.to_pylist() if r["chosen"] and r["explainer"] == "clip"]
+    score = {
+        (r["layer"], r["neuron"]): r["correlation"]
+        for r in data.scores.to_pylist()
+        if r["chosen"] and r["explainer"] == "clip" and r["simulator"] == "clip-b"
+    }
+    wanted = []
+    for row in rows:
+        weights = dict(zip(row["concepts"], row["weights"], strict=True))
+        negative = weights.get("concept 3", 1) < 0
+        if negative and any("concept 1" in c for c in weights):
+            wanted.append((row["layer"], row["neuron"]))
+    wanted.sort(key=lambda key: -score[key])
+    assert 2 < len(wanted) < 20
+    query = quote('concept 1, -"concept 3"')
+    address = f"#/neurons?explainer=clip&q={query}"
+    page, console = drawn(folder, address, tmp_path / "profile")
+    assert console == ""
+    found = [f"#/neuron/{layer}/avg/{neuron}" for layer, neuron in wanted]
+    assert rows_of(page) == found
+
+
+@needs_browser
+def test_a_missing_shard_is_reported_in_words(tmp_path: Path) -> None:
+    folder = build_in(tmp_path / "atlas", planted(layers=(Layer("conv_head", 12),)))
+    (folder / "data/neurons/0/0.js").unlink()
+    page, _ = drawn(folder, "#/neuron/conv_head/avg/1", tmp_path / "profile")
+    assert "data/neurons/0/0.js of this atlas is missing or damaged" in page.everything

@@ -1,0 +1,158 @@
+"""Planted truth through the whole pipeline: images on disk, Ray, Parquet, explanations, scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import planted_network
+import pyarrow as pa
+import pytest
+from planted_network import CONSTANT, DEAD, FAILED, NAMES, NEURONS
+
+from pipeline.config import parse_config
+from pipeline.run import Summary, execute
+from pipeline.rundir import Run
+
+TESTS = Path(__file__).parent
+IMAGES = 2300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("planted")
+    planted_network.write_images(path, IMAGES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path, local_ray: None) -> Summary:
+    return execute(parse_config(planted_network.config(folder), base=TESTS), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def run(summary: Summary) -> Run:
+    return Run.open(summary.url)
+
+
+def explanations(run: Run) -> dict[tuple[int, int], dict[str, object]]:
+    rows = run.read("explanations").to_pylist()
+    return {(row["neuron"], row["length"]): row for row in rows}
+
+
+def table_bytes(run: Run, table: str) -> list[tuple[str, bytes]]:
+    return [(part, run.folder.read(part)) for part in run.parts(table)]
+
+
+def test_planted_concepts_and_weights_are_recovered_through_the_whole_pipeline(run: Run) -> None:
+    concepts, weights, bias = planted_network.planted()
+    found = explanations(run)
+    right = within = 0
+    for neuron in range(NEURONS):
+        row = found[neuron, 3]
+        expected = {
+            NAMES[c]: w for c, w in zip(concepts[neuron], weights[neuron], strict=True)
+        }
+        if set(row["concepts"]) != set(expected):
+            continue
+        right += 1
+        for name, weight in zip(row["concepts"], row["weights"], strict=True):
+            within += abs(weight - expected[name]) <= 0.05 * abs(expected[name])
+    assert right >= 0.95 * NEURONS
+    assert within >= 0.95 * 3 * right
+
+
+def test_the_chosen_length_of_planted_neurons_is_the_number_of_their_concepts(run: Run) -> None:
+    chosen = [row["length"] for row in explanations(run).values() if row["chosen"] and row["length"]]
+    assert np.mean(np.array(chosen) == 3) >= 0.9
+
+
+def test_recorded_activations_equal_the_planted_sums(run: Run, folder: Path) -> None:
+    concepts, weights, bias = planted_network.planted()
+    cells = planted_network.levels(IMAGES, seed=3) / 255.0
+    noise = 0.3 * cells[:, 40 + np.arange(NEURONS) % planted_network.NOISE]
+    truth = np.einsum("int,nt->in", cells[:, concepts], weights) + noise + bias
+    table = run.read("activations")
+    rows = [int(image_id[-9:-4]) for image_id in table["image_id"].to_pylist()]
+    recorded = np.stack(table["act.neurons.avg"].to_numpy())[:, :NEURONS]
+    assert sorted(rows) == list(range(IMAGES))
+    np.testing.assert_allclose(recorded, truth[rows], atol=4e-3)
+
+
+def test_scores_equal_numpy_correlation_of_predictions_made_from_the_tables(run: Run) -> None:
+    images = run.read("images")
+    test = np.array(images["split"].to_pylist()) == "test"
+    scores = np.stack(run.read("concept_scores/cells")["score"].to_numpy()).astype(float)[test]
+    actual = np.stack(run.read("activations")["act.neurons.avg"].to_numpy()).astype(float)[test]
+    places = {name: n for n, name in enumerate(NAMES)}
+    found = explanations(run)
+    checked = 0
+    for row in run.read("scores").to_pylist():
+        if row["correlation"] is None:
+            continue
+        explanation = found[row["neuron"], row["length"]]
+        columns = [places[name] for name in explanation["concepts"]]
+        predicted = scores[:, columns] @ np.array(explanation["weights"]) + explanation["bias"]
+        expected = np.corrcoef(predicted, actual[:, row["neuron"]])[0, 1]
+        assert row["correlation"] == pytest.approx(expected, abs=1e-10)
+        assert row["ci_low"] <= row["correlation"] <= row["ci_high"]
+        checked += 1
+    assert checked >= NEURONS * 3
+
+
+def test_neurons_that_cannot_be_explained_have_a_row_and_a_status(
+    run: Run, summary: Summary
+) -> None:
+    found = explanations(run)
+    assert found[CONSTANT, 0]["status"] == "constant"
+    assert found[CONSTANT, 0]["bias"] == 2.5
+    assert found[DEAD, 0]["status"] == "dead"
+    assert found[FAILED, 0]["status"] == "failed"
+    assert summary.neurons == {"ok": NEURONS, "constant": 1, "dead": 1, "failed": 1}
+    assert summary.exit_code == 3
+
+
+def test_images_are_split_alike_in_every_table_and_order(run: Run) -> None:
+    ids = run.read("images")["image_id"].to_pylist()
+    for table in ("activations", "concept_scores/cells"):
+        assert run.read(table)["image_id"].to_pylist() == ids
+
+
+def test_a_second_start_does_no_work_and_changes_no_byte(run: Run, folder: Path) -> None:
+    def snapshot() -> dict[str, tuple[int, bytes]]:
+        root = Path(run.folder.url)
+        files = [f for f in root.rglob("*") if f.is_file() and f.name not in ("ledger.json",)]
+        return {
+            str(f.relative_to(root)): (f.stat().st_mtime_ns, f.read_bytes())
+            for f in files
+            if f.name != "run.yaml"
+        }
+
+    before = snapshot()
+    execute(parse_config(planted_network.config(folder), base=TESTS), folder / "run")
+    assert snapshot() == before
+
+
+def test_tables_do_not_depend_on_the_number_of_actors(run: Run, folder: Path) -> None:
+    two = planted_network.config(folder, ray={"actors": 2})
+    other = Run(execute(parse_config(two, base=TESTS), folder / "two").url)
+    for table in ("images", "activations", "concept_scores/cells", "explanations", "scores"):
+        assert table_bytes(other, table) == table_bytes(run, table), table
+
+
+def test_explanations_do_not_depend_on_the_shard_size_beyond_rounding(
+    run: Run, folder: Path
+) -> None:
+    sections = planted_network.config(folder, recordings={"shard_size": 333})
+    other = Run(execute(parse_config(sections, base=TESTS), folder / "shards").url)
+    assert _without_weights(other.read("explanations")) == _without_weights(
+        run.read("explanations")
+    )
+    for column in ("train_correlation", "val_correlation", "bias"):
+        ours, theirs = (r.read("explanations")[column].to_numpy() for r in (run, other))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def _without_weights(table: pa.Table) -> list[dict[str, object]]:
+    keep = ["neuron", "explainer", "status", "length", "chosen", "concepts"]
+    return [dict(row) for row in table.select(keep).to_pylist()]
