@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -81,7 +81,7 @@ class ConceptActivity:
     """Highest scores of each concept, descending; -inf where there are fewer images."""
 
     @classmethod
-    def of(cls, scores: Shaped[np.ndarray, "images concepts"]) -> Self:
+    def of(cls, scores: Shaped[np.ndarray, "images concepts"]) -> ConceptActivity:
         """Activity of the concepts in one shard."""
         concepts = scores.shape[1]
         top = np.full((HIGHEST, concepts), -np.inf)
@@ -94,7 +94,7 @@ class ConceptActivity:
         top[:kept] = np.sort(highest.astype(np.float64), axis=0)[::-1]
         return cls(len(scores), mean, scatter, top)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: ConceptActivity) -> ConceptActivity:
         """Activity in the images of both.
 
         Raises:

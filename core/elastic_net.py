@@ -5,14 +5,16 @@ Concepts and neurons are standardised, so the problem of a neuron is
     minimise over w:  ½ (1 − 2 w·r + w'Rw) + λη |w|₁ + ½ λ(1−η) |w|²
 
 with R the correlations of the concepts and r those of the concepts with the neuron. Coordinate
-descent runs on a small working set of concepts; the gradient over all concepts then says which
-concepts are missing and, by a dual point made from it, how far the objective is from its minimum.
+descent with Newton steps runs on a small working set of concepts; the gradient over all concepts
+then says which concepts are missing and, by a dual point made from it, how far the objective is from
+its minimum.
 
 Every neuron goes through its own sequence of elementwise operations, many neurons side by side, so
 a neuron's weights are the same bits whatever neurons share its block.
 
 Source: coordinate descent, J. Friedman, T. Hastie, R. Tibshirani, J. Stat. Softw. 33, 2010; working
-sets and gap, M. Massias, A. Gramfort, J. Salmon, *Celer*, ICML 2018.
+sets and gap, M. Massias, A. Gramfort, J. Salmon, *Celer*, ICML 2018; steps on the signs, H. Lee et
+al., *Efficient sparse coding algorithms*, NeurIPS 2006.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 
 from core.errors import ConfigError
 from core.moments import ConceptMoments, CrossMoments, check_same_concepts
+from core.normal_equations import least_squares
 from core.status import explainable
 
 L1_RATIO: Final = 0.99
@@ -33,7 +36,7 @@ PENALTY: Final = 0.05 / 0.99
 
 _BLOCK: Final = 64
 _FIRST_WORKING_SET: Final = 32
-_PASSES_BETWEEN_CHECKS: Final = 5
+_PASSES_BETWEEN_CHECKS: Final = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,6 +222,10 @@ def _descend(
                     w[k] = new
                     g -= curvature[k] * step
         spent[active] += _PASSES_BETWEEN_CHECKS
+        leap = _newton_step(w, g, curvature, problem.l1)
+        w += leap
+        for moved in np.flatnonzero(leap.any(axis=1)):
+            g -= curvature[moved] * leap[moved]
         gap = _duality_gap(w, r, g, np.abs(g).max(axis=0), problem.l1)
         left = (gap > goal[active]) & (spent[active] < budget[active])
         solution[:, active[~left]] = w[:, ~left]
@@ -226,6 +233,41 @@ def _descend(
             active, w, r, g, own = active[left], w[:, left], r[:, left], g[:, left], own[:, left]
             curvature = curvature[:, :, left]
     return solution, spent
+
+
+def _newton_step(
+    weights: Float[np.ndarray, "terms neurons"],
+    gradient: Float[np.ndarray, "terms neurons"],
+    curvature: Float[np.ndarray, "terms terms neurons"],
+    l1: float,
+) -> Float[np.ndarray, "terms neurons"]:
+    """The step to the minimum for the present support and signs, or to the first sign change.
+
+    Concepts that say nearly the same make coordinate descent creep; this step does not mind them.
+    The objective is quadratic as long as no sign changes, so it never rises.
+    """
+    count = weights.shape[1]
+    support = weights != 0
+    size = int(np.max(support.sum(axis=0)))
+    place = np.argsort(~support, axis=0, kind="stable")[:size]
+    each = np.arange(count)
+    inside = support[place, each]
+    system = curvature[place[:, None], place[None, :], each]
+    system *= inside[:, None] & inside[None, :]
+    system[np.arange(size), np.arange(size)] += ~inside
+    start = weights[place, each]
+    target = np.where(inside, gradient[place, each] - l1 * np.sign(start), 0.0)
+    direction = least_squares(system, target)
+    direction[:, np.isnan(direction).any(axis=0)] = 0.0
+    crosses = inside & (np.sign(start + direction) != np.sign(start))
+    share = np.ones_like(start)
+    np.divide(-start, direction, out=share, where=crosses)
+    reach = share.min(axis=0, initial=1.0)
+    step = np.zeros_like(weights)
+    # What crosses first ends at exactly zero.
+    moved = np.where(crosses & (share == reach), -start, reach * direction)
+    step[place, each] = np.where(inside, moved, 0.0)
+    return step
 
 
 def _duality_gap(
@@ -264,7 +306,7 @@ def _row_sums(values: Float[np.ndarray, "terms neurons"]) -> Float[np.ndarray, "
 
 
 def _padded(
-    sets: list[Int[np.ndarray, " chosen"]],
+    sets: list[Int[np.ndarray, " _"]],
 ) -> tuple[Int[np.ndarray, "terms neurons"], Int[np.ndarray, " neurons"]]:
     """Sets of positions as columns of one array, filled up with zeros, and their sizes."""
     size = np.array([len(chosen) for chosen in sets])

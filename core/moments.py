@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -32,7 +32,7 @@ class ConceptMoments:
     """Centred sums of products, not divided by the count; exactly symmetric."""
 
     @classmethod
-    def of(cls, scores: Shaped[np.ndarray, "images concepts"]) -> Self:
+    def of(cls, scores: Shaped[np.ndarray, "images concepts"]) -> ConceptMoments:
         """Moments of one shard, in two passes in float64.
 
         Args:
@@ -50,7 +50,7 @@ class ConceptMoments:
         _check_finite_concepts(mean)
         return cls(len(scores), mean, gram_of_tiles(centred, concepts))
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: ConceptMoments) -> ConceptMoments:
         """Moments of the images of both, as if they had been taken in one pass.
 
         Raises:
@@ -67,7 +67,7 @@ class ConceptMoments:
         scatter += other.scatter
         return type(self)(count, self.mean + shift * (other.count / count), scatter)
 
-    def select(self, concepts: Int[np.ndarray, " kept"]) -> Self:
+    def select(self, concepts: Int[np.ndarray, " kept"]) -> ConceptMoments:
         """Moments of the concepts at these positions, in this order."""
         return type(self)(self.count, self.mean[concepts], self.scatter[np.ix_(concepts, concepts)])
 
@@ -95,7 +95,7 @@ class CrossMoments:
         cls,
         scores: Shaped[np.ndarray, "images concepts"],
         activations: Shaped[np.ndarray, "images neurons"],
-    ) -> Self:
+    ) -> CrossMoments:
         """Moments of one shard, in two passes in float64.
 
         A neuron's moments are the same bits whatever other neurons are in the array. A neuron with
@@ -127,7 +127,7 @@ class CrossMoments:
         cross[:, failed] = np.nan
         return cls(len(scores), concept_mean, neuron_mean, neuron_scatter, cross)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: CrossMoments) -> CrossMoments:
         """Moments of the images of both, as if they had been taken in one pass.
 
         Raises:
@@ -153,7 +153,7 @@ class CrossMoments:
             cross,
         )
 
-    def take_neurons(self, neurons: slice | Int[np.ndarray, " kept"]) -> Self:
+    def take_neurons(self, neurons: slice | Int[np.ndarray, " kept"]) -> CrossMoments:
         """Moments of some of the neurons."""
         return type(self)(
             self.count,
@@ -163,7 +163,7 @@ class CrossMoments:
             self.cross[:, neurons],
         )
 
-    def select(self, concepts: Int[np.ndarray, " kept"]) -> Self:
+    def select(self, concepts: Int[np.ndarray, " kept"]) -> CrossMoments:
         """Moments of the concepts at these positions, in this order."""
         return type(self)(
             self.count,

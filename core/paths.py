@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ class Paths:
     """Number of lengths that exist, which is also the greatest length; int32."""
 
     @classmethod
-    def empty(cls, neurons: int, max_length: int) -> Self:
+    def empty(cls, neurons: int, max_length: int) -> Paths:
         """Paths of neurons that have no explanation of any length."""
         return cls(
             np.full((neurons, max_length), -1, dtype=np.int32),
@@ -44,7 +44,7 @@ class Paths:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def joined(cls, parts: Sequence[Paths]) -> Paths:
         """Paths of consecutive blocks of neurons as one.
 
         Raises:

@@ -124,7 +124,7 @@ def data_context(block_bytes: int) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = max(128 * 1024**2, 2 * block_bytes)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
 
 
 def run_tasks(

@@ -88,7 +88,7 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
     plan = prepare(config)
     run = Run(out)
     run.folder.write("run.yaml", resolved_yaml(config).encode())
-    with stop_signals(), engine(config.ray):
+    with engine(config.ray), stop_signals():
         carry_out(run, plan, stages or STAGES)
     return summarise(run, seconds=time.monotonic() - begun)
 

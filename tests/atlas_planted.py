@@ -97,13 +97,14 @@ def planted(
                 top = rng.uniform(0.1, 0.8)
                 for length in range(1, longest + 1):
                     grown = top * (1 - 0.6**length)
+                    order = np.argsort(-np.abs(weights[:length]))
                     row = (
                         *where,
                         status,
                         length,
                         length == chosen,
-                        [names[term] for term in terms[:length]],
-                        weights[:length].tolist(),
+                        [names[term] for term in terms[order]],
+                        weights[order].tolist(),
                         bias,
                         grown * 1.05,
                         grown * 0.97,

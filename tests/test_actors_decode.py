@@ -77,7 +77,9 @@ def test_sixteen_bit_grey_keeps_the_high_byte(kind: str) -> None:
 
 def test_palette_images_show_their_colours() -> None:
     palette = Image.fromarray(NOISE).quantize(16)
-    np.testing.assert_array_equal(pixels(file_of(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        pixels(file_of(palette, "PNG")), np.asarray(palette.convert("RGB"))
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -175,11 +177,15 @@ def test_leniency_that_another_package_set_is_not_used(monkeypatch: pytest.Monke
 
 def png_of_zeros(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     body = zlib.compress(bytes(1024))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [13_500, 60_000])
@@ -198,22 +204,31 @@ def test_a_format_without_a_meaning_in_rgb_is_named() -> None:
     position=st.floats(0, 1),
     junk=st.binary(min_size=1, max_size=30),
 )
-def test_damage_anywhere_gives_an_image_or_a_reason(kind: str, position: float, junk: bytes) -> None:
+def test_damage_anywhere_gives_an_image_or_a_reason(
+    kind: str, position: float, junk: bytes
+) -> None:
     data = bytearray(file_of(Image.fromarray(RAMP[:16, :16]), kind))
     start = int(position * (len(data) - 1))
     data[start : start + len(junk)] = junk
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            assert decode(bytes(data)).mode == "RGB"
+            mode = decode(bytes(data)).mode
         except UnreadableImage as error:
-            assert error.reason
+            mode = "RGB" if error.reason else "no reason"
+    assert mode == "RGB"
 
 
 def test_a_decoder_keeps_the_order_and_says_why_each_bad_image_is_bad() -> None:
     good = file_of(Image.fromarray(NOISE), "PNG")
     strip = file_of(Image.new("RGB", (40_000, 1)), "PNG")
-    files = {"a": good, "b": b"", "c": good[:200], "e": strip, "f": file_of(Image.fromarray(RAMP), "PNG")}
+    files = {
+        "a": good,
+        "b": b"",
+        "c": good[:200],
+        "e": strip,
+        "f": file_of(Image.fromarray(RAMP), "PNG"),
+    }
 
     def fetch(row: dict[str, Any]) -> bytes:
         if row["path"] not in files:

@@ -58,7 +58,7 @@ def test_the_code_of_a_users_own_network_is_part_of_its_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    source = "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        return {}\n"
+    source = "from torch import nn\nclass Net(nn.Module):\n  def forward(self, x):\n    return {}\n"
     found = []
     for name, body in (("fp_one", "x"), ("fp_two", "x + 1")):
         path = tmp_path / name / "shared_name.py"
@@ -73,7 +73,9 @@ def test_the_code_of_a_users_own_network_is_part_of_its_fingerprint(
 
 def test_settings_of_a_transform_are_part_of_its_fingerprint() -> None:
     def made(**changes: Any) -> str:
-        return callable_fingerprint(tv.Compose([tv.Resize(**{"size": 32, **changes}), tv.ToTensor()]))
+        return callable_fingerprint(
+            tv.Compose([tv.Resize(**{"size": 32, **changes}), tv.ToTensor()])
+        )
 
     assert made() == made()
     assert len({made(), made(size=33), made(size=(32, 32)), made(max_size=99)}) == 4

@@ -21,7 +21,16 @@ from actors.layers import (
 from actors.targets import load_target
 from core.errors import LayerError
 
-NAMES = ["stem", "blocks", "blocks.0", "blocks.0.conv", "blocks.1", "blocks.1.conv", "blocks.10", "head"]
+NAMES = [
+    "stem",
+    "blocks",
+    "blocks.0",
+    "blocks.0.conv",
+    "blocks.1",
+    "blocks.1.conv",
+    "blocks.10",
+    "head",
+]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +92,9 @@ def test_poolings_are_given_to_all_layers_or_by_the_last_pattern() -> None:
     )
     by_pattern = {"**": ["avg"], "b.*": ["max"]}
     assert assign_poolings(["a", "b.c"], by_pattern) == {"a": ("avg",), "b.c": ("max",)}
-    with pytest.raises(LayerError, match="unknown pooling 'mxa'; close names: .*'max'"):
+    with pytest.raises(LayerError, match=r"unknown pooling 'mxa'; close names: .*'max'"):
         assign_poolings(["a"], ["mxa"])
-    with pytest.raises(LayerError, match="layer 'b.c' has no pooling"):
+    with pytest.raises(LayerError, match=r"layer 'b\.c' has no pooling"):
         assign_poolings(["a", "b.c"], {"a": ["avg"]})
     with pytest.raises(LayerError, match="no layer matches 'z'"):
         assign_poolings(["a"], {"z": ["avg"]})
@@ -127,7 +136,10 @@ def test_all_faults_of_a_choice_are_refused_before_any_work(resnet: list[LayerIn
     assert "layer 'layer2.0.relu' (ReLU) cannot be recorded: it runs 2 times" in message
     assert "pooling 'first' does not fit layer 'layer4'" in message
     assert "use avg or max or absmax" in message
-    assert "pooling 'max' does not fit layer 'fc', whose output is (1000,) per image; use avg" in message
+    assert (
+        "pooling 'max' does not fit layer 'fc', whose output is (1000,) per image; use avg"
+        in message
+    )
 
 
 def test_a_good_choice_is_resolved_in_the_order_of_the_network(resnet: list[LayerInfo]) -> None:
@@ -148,7 +160,7 @@ def test_layers_of_a_vision_transformer_are_described_by_tokens() -> None:
     assert found["blocks.0"].shape == (101, 64)
     assert found["blocks.0"].neurons == 64
     assert found["blocks.0.attn.attn_drop"].reason == "it never runs in a forward pass"
-    with pytest.raises(LayerError, match="attn_drop' .Dropout. cannot be recorded: it never runs"):
+    with pytest.raises(LayerError, match=r"attn_drop' .Dropout. cannot be recorded: it never runs"):
         check_layers(list(found.values()), {"blocks.0.attn.*": ["avg"]})
 
 

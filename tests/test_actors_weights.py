@@ -29,7 +29,9 @@ class Small(nn.Module):
 def trained(seed: int = 1) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        name: torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in Small().state_dict().items()
     }
 
@@ -96,9 +98,11 @@ def test_a_mismatch_names_the_first_tensor_that_differs() -> None:
     with pytest.raises(ModelError, match=r"neither by name nor by order: where 'stem.weight' \(6"):
         fit_state(Small(width=6), other, "net.pt")
     lacking = {name: tensor for name, tensor in trained().items() if name != "head.bias"}
-    with pytest.raises(ModelError, match=r"holds 6 tensors and Small expects 7: it lacks 'head.bias'"):
+    with pytest.raises(
+        ModelError, match=r"holds 6 tensors and Small expects 7: it lacks 'head.bias'"
+    ):
         fit_state(Small(), lacking, "net.pt")
-    with pytest.raises(ModelError, match="it has 'extra.bias', which Small has not"):
+    with pytest.raises(ModelError, match=r"it has 'extra.bias', which Small has not"):
         fit_state(Small(), {**trained(), "extra.bias": torch.zeros(1)}, "net.pt")
 
 
@@ -171,5 +175,5 @@ def test_files_of_one_name_at_two_addresses_are_not_confused(
         assert_loaded(module, trained(seed))
     (tmp_path / "1" / "net.pth").unlink()  # what was fetched once is not fetched again
     load_weights(Small(), f"{address}/1/net.pth")
-    with pytest.raises(ModelError, match="cannot be fetched.*404"):
+    with pytest.raises(ModelError, match=r"cannot be fetched.*404"):
         load_weights(Small(), f"{address}/3/net.pth")

@@ -15,8 +15,10 @@ from atlas_planted import Layer, planted, shuffled
 
 from core.errors import RecordingError, ShapeError
 from pipeline.atlas.build import build_atlas
+from pipeline.atlas.catalogue import catalogue_of
 from pipeline.atlas.data import AtlasData
 from pipeline.atlas.details import HISTOGRAM_BINS
+from pipeline.atlas.samples import concept_shards, sample_rows
 
 Files = dict[str, bytes]
 
@@ -224,6 +226,20 @@ def test_concept_scores_on_the_sample_predict_what_the_run_predicts(
             assert np.array_equal(half(shard["scores"][place % size]), column[overview["sample"]])
             spread = column[train].astype(np.float64).std()
             assert shard["spread"][place % size] == pytest.approx(spread, rel=1e-4)
+
+
+def test_concept_shards_do_not_depend_on_the_blocks_they_are_read_by(data: AtlasData) -> None:
+    split = np.array(data.images["split"].to_pylist())
+    sample = sample_rows(split)
+    (explainer, *_) = catalogue_of(data).explainers
+    scores = data.concept_scores(explainer.name)
+    whole, parts = (
+        list(concept_shards(explainer, scores, split == "train", sample, block_bytes))
+        for block_bytes in (1 << 30, 7 * scores.shape[1] * scores.itemsize)
+    )
+    assert [part["scores"] for part in parts] == [one["scores"] for one in whole]
+    for part, one in zip(parts, whole, strict=True):
+        assert part["spread"] == pytest.approx(one["spread"], rel=1e-4)
 
 
 def test_every_image_that_is_shown_has_a_name_and_a_picture(

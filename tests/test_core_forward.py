@@ -97,7 +97,7 @@ def test_planted_explanations_are_recovered() -> None:
     found = [set(a) == set(b) for a, b in zip(paths.concepts, support, strict=True)]
     assert np.mean(found) >= 0.95
     errors = []
-    for neuron in np.flatnonzero(found):
+    for neuron in np.flatnonzero(found).tolist():
         concepts, weights, bias = paths.explanation(neuron, 5)
         truth = dict(zip(support[neuron], planted[neuron], strict=True))
         errors.append([w / truth[c] - 1 for c, w in zip(concepts, weights, strict=True)])

@@ -74,7 +74,9 @@ def build_atlas(data: AtlasData, write: Write) -> None:
         write(path, content)
 
     if len(data.images) == 0:
-        raise RecordingError("the run has no images, so there is nothing to show; record some first")
+        raise RecordingError(
+            "the run has no images, so there is nothing to show; record some first"
+        )
     catalogue = catalogue_of(data)
     split = np.array(data.images["split"].to_pylist(), dtype=object)
     sizes = _split_sizes(split)

@@ -26,8 +26,6 @@ SAMPLE_SIZE = 300
 CONCEPTS_PER_SHARD = 32
 IMAGES_PER_SHARD = 4096
 
-_BLOCK_BYTES = 64 << 20
-
 
 def sample_rows(split: np.ndarray, size: int = SAMPLE_SIZE) -> Int[np.ndarray, " sample"]:
     """Rows of test images (of all images where none is), evenly spaced, at most ``size``."""
@@ -44,6 +42,7 @@ def concept_shards(
     scores: np.ndarray,
     train: Bool[np.ndarray, " images"],
     sample: Int[np.ndarray, " sample"],
+    block_bytes: int = 64 << 20,
 ) -> Iterator[dict[str, object]]:
     """Concept scores on the sample, and their spread, for the concepts that are in use.
 
@@ -52,6 +51,7 @@ def concept_shards(
         scores: Concept scores ``(images, concepts)``, read by blocks of rows.
         train: Marks the training images, over which the spread is taken.
         sample: Ascending rows.
+        block_bytes: About so much of the scores is held in memory at once.
 
     Raises:
         ShapeError: The scores have other rows or fewer columns than the tables say.
@@ -67,7 +67,7 @@ def concept_shards(
     total = np.zeros(len(used))
     squares = np.zeros(len(used))
     sampled = np.empty((len(sample), len(used)), np.float16)
-    height = max(1, _BLOCK_BYTES // max(1, scores.shape[1] * scores.dtype.itemsize))
+    height = max(1, block_bytes // max(1, scores.shape[1] * scores.dtype.itemsize))
     for first in range(0, scores.shape[0], height):
         block = np.asarray(scores[first : first + height])[:, used]
         inside = slice(*np.searchsorted(sample, [first, first + len(block)]))
