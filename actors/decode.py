@@ -41,7 +41,7 @@ _TURNS = {
 """EXIF orientations other than upright."""
 
 
-class UnreadableImage(NeuroscribeError):  # noqa: N818 - it says what the image is
+class UnreadableImage(NeuroscribeError):
     """An image that cannot be used; `reason` says why in a few fixed words."""
 
     def __init__(self, reason: str) -> None:

@@ -126,7 +126,7 @@ class LayerTap:
         return hook
 
 
-class _AllSeen(Exception):  # noqa: N818 - a signal, not a fault
+class _AllSeen(Exception):
     """Every tapped layer has run: the rest of the forward pass is not needed."""
 
 

@@ -6,8 +6,8 @@ Concepts and neurons are standardised, so the problem of a neuron is
 
 with R the correlations of the concepts and r those of the concepts with the neuron. Coordinate
 descent with Newton steps runs on a small working set of concepts; the gradient over all concepts
-then says which concepts are missing and, by a dual point made from it, how far the objective is from
-its minimum.
+then says which concepts are missing and, by a dual point made from it, how far the objective is
+from its minimum.
 
 Every neuron goes through its own sequence of elementwise operations, many neurons side by side, so
 a neuron's weights are the same bits whatever neurons share its block.

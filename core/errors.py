@@ -4,7 +4,7 @@
     ├── UsageError            nothing was started; the command line ends with exit code 2
     │   ├── ConfigError       the configuration: unknown key, wrong type, impossible value
     │   ├── SourceError       the images: missing, empty or unreadable as a data set
-    │   ├── ModelError        a network or its weights: unknown, not found offline, wrong shapes
+    │   ├── ModelError        a network or its weights: unknown, not found, wrong shapes
     │   ├── LayerError        a layer or pooling that the target does not have
     │   └── ConceptError      a concept list, label table or hierarchy
     ├── ShapeError            arrays that do not fit together (also a ValueError)

@@ -89,7 +89,7 @@ def _score(
         clip = plan.clips[explainer.name]
         texts = embed_texts(run, clip, explainer.concepts)
         embeddings = run.parts(embeddings_table(explainer.name))
-        calls = [
+        calls: list[tuple[Any, ...]] = [
             (run.folder, [(embeddings[n], names[n]) for n in lane], texts, clip.slope, clip.shift)
             for lane in lanes(pending)
         ]

@@ -6,6 +6,7 @@ key. `load_config` returns a `Config` whose paths are absolute; nothing is opene
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -88,7 +89,8 @@ class TargetConfig(_Strict):
     def _known_poolings(
         cls, value: list[str] | dict[str, list[str]]
     ) -> list[str] | dict[str, list[str]]:
-        for pooling in value if isinstance(value, list) else sum(value.values(), []):
+        lists = [value] if isinstance(value, list) else list(value.values())
+        for pooling in itertools.chain.from_iterable(lists):
             if pooling not in POOLINGS:
                 raise ValueError(
                     f"unknown pooling {pooling!r}; expected one of {', '.join(POOLINGS)}"

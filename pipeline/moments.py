@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,8 @@ def active_positions(run: Run, explainer: str) -> np.ndarray:
     table = run.read(CONCEPTS, ["explainer", "position", "active"])
     mine = np.asarray(table["explainer"]) == explainer
     active = np.asarray(table["active"])
-    return np.asarray(table["position"])[mine & active]
+    positions: np.ndarray = np.asarray(table["position"])[mine & active]
+    return positions
 
 
 def _gather(run: Run, plan: Plan, explainer: str, made_from: str) -> int:
@@ -115,9 +117,9 @@ def _gather(run: Run, plan: Plan, explainer: str, made_from: str) -> int:
         progress.advance(1)
     progress.close(f"{len(active):,} active concepts, {neurons:,} neurons")
     finals = [part_name(path, n, made_from, "npz") for n in range(len(columns) + 1)]
-    merges = [(run.folder, finals[0], names, None)]
+    merges: list[tuple[Any, ...]] = [(run.folder, finals[0], names, None)]
     merges += [(run.folder, final, names, c) for final, c in zip(finals[1:], columns, strict=True)]
-    written = sum(size for _, size in run_tasks(_merge_lanes, merges, memory=memory))
+    written = sum(int(size) for _, size in run_tasks(_merge_lanes, merges, memory=memory))
     run.prune(path, finals)
     run.prune(f"{path}/lanes", [])
     return written

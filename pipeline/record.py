@@ -119,7 +119,7 @@ def _stream(
     size = plan.config.recordings.shard_size
     models = sorted({table for tables in pending.values() for table in tables} - {IMAGES})
     targets = {ACTIVATIONS: plan.target} if ACTIVATIONS in models else {}
-    clips = {
+    clips: dict[str, ClipPlan] = {
         table: clip
         for name, clip in plan.clips.items()
         if (table := embeddings_table(name)) in models

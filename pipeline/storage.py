@@ -131,7 +131,7 @@ class Folder:
     def write_arrays(self, name: str, **arrays: np.ndarray) -> int:
         """Write arrays as an uncompressed npz file and return its bytes."""
         sink = io.BytesIO()
-        np.savez(sink, **arrays)
+        np.savez(sink, allow_pickle=False, **arrays)
         data = sink.getvalue()
         self.write(name, data)
         return len(data)

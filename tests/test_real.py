@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,7 @@ def real_config(shared: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def summary(
-    shared: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory
-) -> Summary:
+def summary(shared: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Summary:
     out = tmp_path_factory.mktemp("real") / "run"
     return execute(parse_config(real_config(shared), base=Path()), out)
 
@@ -173,7 +172,10 @@ def test_every_neuron_has_one_chosen_explanation_for_each_explainer(run: Run) ->
     table = run.read("explanations")
     chosen = table.filter(table["chosen"])
     keys = set(
-        zip(*(chosen[c].to_pylist() for c in ("layer", "pooling", "neuron", "explainer")), strict=True)
+        zip(
+            *(chosen[c].to_pylist() for c in ("layer", "pooling", "neuron", "explainer")),
+            strict=True,
+        )
     )
     assert len(keys) == chosen.num_rows == 2 * (40 + 40 + 1280)
 
@@ -186,7 +188,7 @@ def test_terms_are_in_order_of_weight_times_standard_deviation(run: Run) -> None
             abs(w) * spread[row["explainer"], c]
             for c, w in zip(row["concepts"], row["weights"], strict=True)
         ]
-        assert all(a >= b * (1 - 1e-9) for a, b in zip(sizes, sizes[1:], strict=False))
+        assert all(a >= b * (1 - 1e-9) for a, b in itertools.pairwise(sizes))
 
 
 def test_another_model_predicts_the_network_better_than_chance(summary: Summary) -> None:

@@ -76,9 +76,7 @@ def test_pruning_deletes_only_parts_of_our_own_making(folder: Folder) -> None:
     for name in (keep, stale, "t/mine.parquet", "t/part-1.parquet"):
         folder.write(name, b"x")
     run.prune("t", [keep])
-    assert folder.names("t") == sorted(
-        ["mine.parquet", "part-1.parquet", keep.rsplit("/", 1)[-1]]
-    )
+    assert folder.names("t") == sorted(["mine.parquet", "part-1.parquet", keep.rsplit("/", 1)[-1]])
 
 
 def test_a_table_that_is_not_committed_is_asked_for_by_name(folder: Folder) -> None:

@@ -11,7 +11,6 @@
   const main = document.getElementById("main");
   const scrolled = new Map(); // how far down each address was left
   let drawn = 0;
-  let current = null;
   let searching = false; // the search field was asked for from another page
 
   function parseAddress() {
@@ -57,7 +56,7 @@
       main.replaceChildren(h("h1", {}, "This page cannot be drawn"), h("p", { class: "notice" }, error.message));
       console.error(error);
     }
-    current = kind;
+    const first = !main.dataset.drawn;
     document.querySelectorAll("[data-nav]").forEach((link) => {
       const own = link.dataset.nav === (kind === "" ? "overview" : "neurons");
       if (own) link.setAttribute("aria-current", "page");
@@ -67,14 +66,20 @@
     window.scrollTo(0, kind === "neuron" ? 0 : scrolled.get(address) || 0);
     const field = document.getElementById("query");
     if (searching && field) field.focus();
+    else if (!first) main.focus({ preventScroll: true });
     searching = false;
   }
 
   window.addEventListener("hashchange", draw);
   window.addEventListener("scroll", () => {
-    if (current !== null && main.dataset.drawn) scrolled.set(location.hash, window.scrollY);
+    if (main.dataset.drawn) scrolled.set(location.hash, window.scrollY);
     atlas.hideTip();
   }, { passive: true });
+
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // its address would be taken for a page of the atlas
+    main.focus();
+  });
 
   const help = document.getElementById("help");
   document.getElementById("help-button").addEventListener("click", () => help.showModal());
@@ -87,7 +92,8 @@
       if (typing) typing.blur();
       return;
     }
-    if (typing) return;
+    const sliding = typing && typing.type === "range";
+    if (typing && !(sliding && event.key.length === 1)) return;
     const { kind, parts } = parseAddress();
     const press = (selector) => {
       const link = document.querySelector(selector);

@@ -71,7 +71,7 @@
         scatter && h("div", { class: "panel scatter-panel" },
           h("h3", {}, "Predicted and actual"),
           scatter.element,
-          h("p", { class: "aside" }, `${format.counted(actual.length, "test image")}, predicted from `,
+          h("p", { class: "aside" }, `${sampleText(overview)}, predicted from `,
             text(explainer.name), "\u2019s own concept scores. On the line the prediction is exact."))));
     show(start);
 
@@ -81,6 +81,14 @@
     }).catch((error) => strip.replaceChildren(h("p", { class: "notice" }, error.message)));
     return card;
   };
+
+  /** How many images the scatter shows, and of how many. */
+  function sampleText(overview) {
+    const test = overview.images.splits.find(([name]) => name === "test");
+    const [kind, total] = test ? ["test image", test[1]] : ["image", overview.images.count];
+    const shown = overview.sample.length;
+    return shown < total ? `${format.count(shown)} of ${format.counted(total, kind)}` : format.counted(shown, kind);
+  }
 
   function curvesOf(overview, path) {
     const curves = [

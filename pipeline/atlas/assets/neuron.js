@@ -40,8 +40,10 @@
     main.replaceChildren(head(overview, found), h("div", { class: "neuron-page" },
       h("div", { class: "explanations" }, cards),
       h("div", { class: "evidence" },
-        values && bandsOf(overview, values, about),
-        values && values.max > values.min && distribution(overview, values))));
+        values && (values.max > values.min
+          ? [bandsOf(overview, values, about), distribution(overview, values)]
+          : h("p", { class: "notice large" }, "Its activation is ", h("b", {}, format.value(values.max)),
+            ` for all ${format.counted(overview.images.count, "image")}, so no image stands for it.`)))));
   };
 
   function head(overview, found) {

@@ -140,6 +140,8 @@
     const head = h("div", { class: "head", role: "row" });
     const element = h("section", { class: oneLayer ? "neurons one-layer" : "neurons", role: "table", "aria-label": "Neurons" },
       summary, head, body);
+    const all = overview.groups.reduce((sum, group) =>
+      sum + (oneLayer && group.layer !== state.layer ? 0 : group.count), 0);
     let result = { neurons: [] };
     let rowHeight = 44, first = -1, last = -1;
 
@@ -163,8 +165,8 @@
       result = found.find(state);
       const count = result.neurons.length;
       atlas.browsing = { neurons: result.neurons, places: null, engine: found, title: state.query };
-      summary.textContent = count === found.total ? format.counted(count, "neuron")
-        : `${format.count(count)} of ${format.counted(found.total, "neuron")}`;
+      summary.textContent = count === all ? format.counted(count, "neuron")
+        : `${format.count(count)} of ${format.counted(all, "neuron")}`;
       element.setAttribute("aria-rowcount", count + 1);
       rowHeight = parseFloat(getComputedStyle(element).getPropertyValue("--row")) || 44;
       body.style.height = `${Math.min(TALLEST, count * rowHeight)}px`;
