@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean-demo bench-quality
+.PHONY: demo test check format bench-quality
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -32,3 +32,8 @@ format: .venv/installed-dev
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch .venv/installed $@
+
+# Forward selection against the published search on real photographs (needs ../shared).
+bench-quality: .venv/installed-dev
+	$(BIN)/python benchmarks/quality.py examples/efficientnet-lite0-tiny-imagenet.yaml \
+		--out runs/tiny-imagenet --results benchmarks/results/quality-tiny-imagenet.json

@@ -79,7 +79,8 @@ class Workers:
 
     actors: int
     gpus: float
-    threads: int
+    per_node: int
+    """Actors that share a node's cores, at most."""
 
     @property
     def device(self) -> str:
@@ -113,9 +114,8 @@ def recording_workers(config: RayConfig) -> Workers:
         raise ConfigError(
             f"{actors} actors with {share:g} GPUs each were asked for and the cluster has {gpus:g}"
         )
-    cores = os.cpu_count() or 1
-    per_node = max(1, -(-actors // max(1, len(ray.nodes()))))
-    return Workers(actors=actors, gpus=share, threads=max(1, cores // per_node))
+    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    return Workers(actors=actors, gpus=share, per_node=-(-actors // max(1, nodes)))
 
 
 def data_context(block_bytes: int) -> None:

@@ -82,8 +82,7 @@ def fit(run: Run, plan: Plan, made: Mapping[str, str]) -> dict[str, str]:
         if not run.is_fresh(EXPLANATIONS, whole):
             run.withdraw(EXPLANATIONS)
             _fit_blocks(run, plan, whole, facts)
-        statuses = _count_statuses(run)
-        facts |= {"neurons": statuses}
+            facts["neurons"] = _count_statuses(run)
     return {EXPLANATIONS: whole}
 
 

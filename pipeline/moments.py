@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.moments import ConceptMoments, CrossMoments
+from core.moments import ConceptMoments, CrossMoments, merged
 from pipeline.concepts import CONCEPTS, read_split, scores_table
 from pipeline.engine import run_tasks
 from pipeline.fingerprints import fingerprint
@@ -26,7 +26,9 @@ SPLITS = ("train", "val")
 
 #: Most lanes, which bounds what lies on disk between the two passes: each holds a concept block.
 MAX_LANES = 32
-MIN_LANE = 16
+
+#: Shards whose rows are multiplied at once; a lane is at least so long.
+GROUP = 16
 
 
 def moments_table(explainer: str) -> str:
@@ -103,14 +105,14 @@ def _gather(run: Run, plan: Plan, explainer: str, made_from: str) -> int:
             strict=True,
         )
     )
-    size = max(MIN_LANE, -(-len(shards) // MAX_LANES))
+    size = max(GROUP, -(-len(shards) // MAX_LANES))
     jobs = [shards[start : start + size] for start in range(0, len(shards), size)]
     names = [part_name(f"{path}/lanes", n, made_from, "npz") for n in range(len(jobs))]
     there = set(run.part_files(f"{path}/lanes"))
     pending = [n for n, name in enumerate(names) if name.rsplit("/", 1)[-1] not in there]
     calls = [(run.folder, names[n], jobs[n], columns, active) for n in pending]
     neurons = sum(column.neurons for column in columns_of(plan))
-    memory = _lane_bytes(len(active), neurons)
+    memory = _lane_bytes(len(active), neurons, GROUP * plan.config.recordings.shard_size)
     progress = Progress(f"moments {explainer}", len(names), "lanes")
     progress.resume_from(len(names) - len(pending))
     for _ in run_tasks(_sum_lane, calls, memory=memory):
@@ -125,9 +127,9 @@ def _gather(run: Run, plan: Plan, explainer: str, made_from: str) -> int:
     return written
 
 
-def _lane_bytes(concepts: int, neurons: int) -> int:
-    """Memory of one task: the moments of both splits, and as much again while they are merged."""
-    return 8 * concepts * (concepts + neurons) * len(SPLITS) * 2
+def _lane_bytes(concepts: int, neurons: int, images: int) -> int:
+    """Memory of one task: both splits' moments, as much again to merge them, and a group's rows."""
+    return 16 * concepts * (concepts + neurons) * len(SPLITS) + 16 * images * (concepts + neurons)
 
 
 _Shards = Sequence[tuple[str, str, str]]
@@ -139,20 +141,22 @@ def _sum_lane(
     """Moments of consecutive shards, one file."""
     arrays: dict[str, np.ndarray] = {}
     for split in SPLITS:
-        concepts: ConceptMoments | None = None
-        cross: dict[str, CrossMoments] = {}
-        for images, activations, scores in shards:
-            p = read_split(folder, images, scores, "score", split)[:, active]
-            part = ConceptMoments.of(p)
-            concepts = part if concepts is None else concepts.merge(part)
+        concepts: list[ConceptMoments] = []
+        cross: dict[str, list[CrossMoments]] = {column: [] for column in columns}
+        for start in range(0, len(shards), GROUP):
+            group = shards[start : start + GROUP]
+            p = np.concatenate(
+                [read_split(folder, images, scores, "score", split) for images, _, scores in group]
+            )[:, active]
+            concepts = [merged([*concepts, ConceptMoments.of(p)])]
             for column in columns:
-                q = read_split(folder, images, activations, column, split)
-                shard = CrossMoments.of(p, q)
-                cross[column] = cross[column].merge(shard) if column in cross else shard
-        assert concepts is not None
-        arrays |= _named(f"{split}/concepts", concepts)
+                q = np.concatenate(
+                    [read_split(folder, images, table, column, split) for images, table, _ in group]
+                )
+                cross[column] = [merged([*cross[column], CrossMoments.of(p, q)])]
+        arrays |= _named(f"{split}/concepts", concepts[0])
         for column, moments in cross.items():
-            arrays |= _named(f"{split}/{column}", moments)
+            arrays |= _named(f"{split}/{column}", moments[0])
     folder.write_arrays(name, **arrays)
 
 
@@ -160,14 +164,12 @@ def _merge_lanes(folder: Folder, name: str, lanes: Sequence[str], column: str | 
     """Merge one column of all lanes (or, without one, the concepts), in the order of the lanes."""
     arrays: dict[str, np.ndarray] = {}
     for split in SPLITS:
-        total: ConceptMoments | CrossMoments | None = None
+        prefix = f"{split}/{column or 'concepts'}"
+        read = _cross_moments if column else _concept_moments
+        total: list[Any] = []
         for lane in lanes:
-            prefix = f"{split}/{column or 'concepts'}"
-            stored = folder.read_arrays(lane, prefix)
-            part = (_cross_moments if column else _concept_moments)(stored, prefix)
-            total = part if total is None else total.merge(part)  # type: ignore[arg-type]
-        assert total is not None
-        arrays |= _named(split, total)
+            total = [merged([*total, read(folder.read_arrays(lane, prefix + "/"), prefix)])]
+        arrays |= _named(split, total[0])
     return folder.write_arrays(name, **arrays)
 
 

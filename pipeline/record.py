@@ -9,6 +9,7 @@ worker is recorded again.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -124,7 +125,8 @@ def _stream(
         for name, clip in plan.clips.items()
         if (table := embeddings_table(name)) in models
     }
-    views = {m.preprocess.view.key: m.preprocess.view for m in (*targets.values(), *clips.values())}
+    plans: list[TargetPlan | ClipPlan] = [*targets.values(), *clips.values()]
+    views = {p.preprocess.view.key: p.preprocess.view for p in plans}
     image_bytes = sum(_view_bytes(view) for view in views.values())
     data_context(size * (image_bytes + 1024))
     todo = [plan.shards[number] for number in pending]
@@ -291,7 +293,7 @@ class RecordShard:
         import torch
 
         if workers.device == "cpu":
-            torch.set_num_threads(workers.threads)
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
         self.folder = folder
         plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}
         self.views = {p.preprocess.view.key: p.preprocess.view for p in plans.values()}

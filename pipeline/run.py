@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -86,11 +87,24 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
             )
     begun = time.monotonic()
     plan = prepare(config)
+    print(plan_line(plan), file=sys.stderr, flush=True)
     run = Run(out)
     run.folder.write("run.yaml", resolved_yaml(config).encode())
     with engine(config.ray), stop_signals():
         carry_out(run, plan, stages or STAGES)
     return summarise(run, seconds=time.monotonic() - begun)
+
+
+def plan_line(plan: Plan) -> str:
+    """What is about to be done, in a line."""
+    splits = plan.index.rows["split"].value_counts().to_pylist()
+    counts = {entry["values"]: entry["counts"] for entry in splits}
+    shares = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "val", "test"))
+    concepts = ", ".join(f"{len(e.concepts):,} concepts of {e.name}" for e in plan.explainers)
+    return (
+        f"plan: {plan.index.rows.num_rows:,} images ({shares}), {plan.target.neurons:,} neurons of "
+        f"{plan.target.model} in {len(plan.target.layers)} layers, {concepts}"
+    )
 
 
 def carry_out(run: Run, plan: Plan, stages: Sequence[str]) -> dict[str, str]:

@@ -151,7 +151,8 @@ class Run:
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Keep the ledger of a stage: running, then done, or stopped with the reason.
 
-        The facts that the stage puts into the yielded dictionary are kept with it.
+        The facts that the stage puts into the yielded dictionary are kept with it. A stage that
+        finds everything fresh leaves the figures of the start that did the work.
         """
         begun = time.time()
         self.note(name, state="running", started=_timestamp(begun))
@@ -165,6 +166,9 @@ class Run:
         seconds = time.time() - begun
         if rows := facts.get("rows"):
             facts["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
+        elif "seconds" in self.ledger()["stages"][name]:
+            # All was fresh: keep what the start that did the work has cost.
+            facts, seconds = {}, self.ledger()["stages"][name]["seconds"]
         self.note(name, state="done", seconds=round(seconds, 2), reason=None, **facts)
 
 

@@ -199,6 +199,8 @@ def test_searching_finds_the_neurons_whose_chosen_explanation_uses_the_concepts(
     assert console == ""
     found = [f"#/neuron/{layer}/avg/{neuron}" for layer, neuron in wanted]
     assert rows_of(page) == found
+    marked = sum(attributes.get("class") == "concept hit" for _, attributes in page.elements)
+    assert marked >= 2 * len(wanted)
 
 
 @needs_browser

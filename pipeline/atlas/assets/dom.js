@@ -54,14 +54,15 @@
 
   const tooltip = () => document.getElementById("tooltip");
 
-  /** Show something next to an element or a pointer. */
-  atlas.showTip = function (content, x, y) {
+  /** Show something above a point, or below `under` where there is no room above. */
+  atlas.showTip = function (content, x, y, under = y + 8) {
     const tip = tooltip();
     tip.replaceChildren(...[content].flat());
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     const left = Math.min(Math.max(8, x - box.width / 2), window.innerWidth - box.width - 8);
-    const top = y - box.height - 14 > 8 ? y - box.height - 14 : y + 18;
+    const header = 56;
+    const top = y - box.height - 10 > header ? y - box.height - 10 : under + 10;
     tip.style.left = `${left}px`;
     tip.style.top = `${top}px`;
   };
@@ -72,7 +73,7 @@
   atlas.tip = function (element, make) {
     const show = () => {
       const box = element.getBoundingClientRect();
-      atlas.showTip(make(), box.left + box.width / 2, box.top);
+      atlas.showTip(make(), box.left + box.width / 2, box.top, box.bottom);
     };
     element.addEventListener("pointerenter", show);
     element.addEventListener("focus", show);

@@ -10,15 +10,16 @@
    * @param bias   number or null
    * @param digits significant digits
    * @param linked whether concepts lead to the table of their neurons
+   * @param marked which concepts to mark, a function of their text
    */
-  atlas.equation = function (terms, bias, digits, linked) {
+  atlas.equation = function (terms, bias, digits, linked, marked = () => false) {
     const parts = [];
     terms.forEach(([concept, weight], place) => {
       const negative = weight < 0;
       const sign = place === 0 ? (negative ? "\u2212" : "") : negative ? "\u2212 " : "+ ";
       const name = linked
         ? h("a", { href: atlas.link.concept(concept), class: "concept" }, text(concept))
-        : text(concept, { class: "concept" });
+        : text(concept, { class: marked(concept) ? "concept hit" : "concept" });
       // Lines may break between terms and inside a concept, not between a sign and its weight.
       parts.push(place ? " " : "", h("span", { class: `term ${negative ? "negative" : "positive"}` },
         h("span", { class: "factor" },

@@ -136,8 +136,7 @@
       for (const [number, columns] of this.explainers) {
         const { start, neuron, positive } = this.postings(number, columns);
         columns.lower.forEach((concept, c) => {
-          const hit = part.exact ? concept === part.text : part.words.every((w) => concept.includes(w));
-          if (!hit) return;
+          if (!meets(part, concept)) return;
           for (let p = start[c]; p < start[c + 1]; p++) {
             if (view.pick[neuron[p]] !== number) continue;
             if (part.sign && positive[p] !== (part.sign > 0 ? 1 : 0)) continue;
@@ -227,7 +226,17 @@
     }
     return parts.slice(0, 50);
   }
-  atlas.parseQuery = parse;
+
+  /** Whether a concept, in lower case, is one that a part of a query asks for. */
+  function meets(part, concept) {
+    return part.exact ? concept === part.text : part.words.every((word) => concept.includes(word));
+  }
+
+  /** A test of concepts: which ones a query asks for. */
+  atlas.asksFor = function (query) {
+    const parts = parse(query);
+    return (concept) => parts.some((part) => meets(part, concept.toLowerCase()));
+  };
 
   /** Where the list is sorted by score, neurons without one come last in either direction. */
   function trailing(neurons, wanted, view) {

@@ -143,6 +143,7 @@
     const all = overview.groups.reduce((sum, group) =>
       sum + (oneLayer && group.layer !== state.layer ? 0 : group.count), 0);
     let result = { neurons: [] };
+    let marked = () => false;
     let rowHeight = 44, first = -1, last = -1;
 
     const columns = [["neuron", "Neuron"], ["", "Explanation"], ["length", "Length"], ...(scored ? [["score", "Score"]] : [])];
@@ -163,6 +164,7 @@
 
     function update() {
       result = found.find(state);
+      marked = atlas.asksFor(state.query);
       const count = result.neurons.length;
       atlas.browsing = { neurons: result.neurons, places: null, engine: found, title: state.query };
       summary.textContent = count === all ? format.counted(count, "neuron")
@@ -218,7 +220,7 @@
         h("b", {}, String(found.number(n))),
         several && h("span", { class: "pooling" }, ` ${group.pooling}`)),
       h("span", { role: "cell", class: "explanation" }, terms.length
-        ? atlas.equation(terms, bias, 2, false)
+        ? atlas.equation(terms, bias, 2, false, marked)
         : h("span", { class: "none" }, status === "ok" ? "no explanation" : [h("b", {}, status), ` \u2013 ${atlas.statusText[status]}`])),
       h("span", { role: "cell", class: "length" }, terms.length ? String(terms.length) : ""),
       scored && h("span", { role: "cell", class: "score" },
