@@ -89,33 +89,25 @@ class Workers:
 
 
 def recording_workers(config: RayConfig) -> Workers:
-    """Actors for what the cluster has: one per GPU (or share of one), else one on all cores.
+    """Actors for what the cluster has: one per GPU (or share of one), else one per node.
 
     Raises:
-        ConfigError: More GPU is asked for than the cluster has.
+        ConfigError: More GPU is asked for than this machine has.
     """
-    resources = ray.cluster_resources()
-    gpus = float(resources.get("GPU", 0.0))
+    gpus = float(ray.cluster_resources().get("GPU", 0.0))
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = max(1, sum(1 for resources in alive if resources.get("CPU")))
     share = (1.0 if gpus else 0.0) if config.gpus_per_actor == "auto" else config.gpus_per_actor
-    if share > gpus:
+    most = max(1, int(gpus / share)) if share else nodes
+    actors = most if config.actors == "auto" else config.actors
+    # A cluster may grow when GPUs are asked for; this machine does not.
+    if config.address is None and actors * share > gpus:
         raise ConfigError(
-            f"ray.gpus_per_actor is {share:g} and the cluster has {gpus:g} GPUs; "
-            "leave it out, or set it to 0 to record on CPUs"
+            f"{actors} recording actors with {share:g} GPUs each were asked for, and this machine "
+            f"has {gpus:g} GPUs; leave ray.actors and ray.gpus_per_actor out, or set the latter to 0 "
+            "to record on CPUs"
         )
-    if config.actors != "auto":
-        actors = config.actors
-    elif share:
-        actors = max(1, int(gpus / share))
-    else:
-        actors = max(
-            1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-        )
-    if share and actors * share > gpus:
-        raise ConfigError(
-            f"{actors} actors with {share:g} GPUs each were asked for and the cluster has {gpus:g}"
-        )
-    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    return Workers(actors=actors, gpus=share, per_node=-(-actors // max(1, nodes)))
+    return Workers(actors=actors, gpus=share, per_node=-(-actors // nodes))
 
 
 def data_context(block_bytes: int) -> None:

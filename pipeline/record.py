@@ -268,8 +268,8 @@ def _binary_column(array: np.ndarray) -> pa.Array:
 
 def _array_of(column: pa.ChunkedArray, view: View) -> np.ndarray:
     """The inverse of `_binary_column`, without a copy where the column is one piece."""
-    pieces = []
     dtype = np.float32 if view.whole else np.uint8
+    pieces = [np.zeros((0, *view.shape), dtype)] if not len(column) else []
     for chunk in column.chunks:
         width = chunk.type.byte_width
         data = np.frombuffer(chunk.buffers()[1], np.uint8)

@@ -114,6 +114,21 @@ def test_bad_images_are_quarantined_with_a_reason_and_missing_everywhere(
         assert not set(ids) & set(spoilt)
 
 
+def test_a_shard_of_bad_images_alone_leaves_the_others_whole(
+    tmp_path: Path, local_ray: None
+) -> None:
+    planted_network.write_images(tmp_path, 400)
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    for path in paths[20:40]:
+        path.write_bytes(b"")
+    config = write_config(tmp_path, recordings={"shard_size": 20, "max_quarantined": 0.1})
+    assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 3
+    run = Run.open(tmp_path / "run")
+    expected = [str(p.relative_to(tmp_path / "images")) for p in paths[:20] + paths[40:]]
+    for table in ("images", "activations", "concept_scores/cells"):
+        assert run.read(table, ["image_id"])["image_id"].to_pylist() == expected
+
+
 def test_too_many_bad_images_stop_the_run_with_exit_code_4(
     tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +184,7 @@ def test_a_changed_image_is_recorded_again_with_its_shard_only(
         ({"simulators": [{"name": "s", "model": "ViT-B-33/laion"}]}, "open_clip has no model"),
         ({"concept_list": "twice"}, "on lines 1 and 3"),
         ({"concept_list": "blank"}, "blank lines, the first is line 2"),
-        ({"ray": {"gpus_per_actor": 1}}, "0 GPUs"),
+        ({"ray": {"gpus_per_actor": 1}}, "has 0 GPUs"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
