@@ -9,16 +9,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from core.errors import NeuroscribeError
-
-if TYPE_CHECKING:
-    from actors.views import View
+from actors.views import View
+from core.errors import UnreadableImage
 
 MAX_PIXELS = 178_956_970
 """Pixels beyond which an image is taken for a decompression bomb: 512 MiB in RGB."""
@@ -39,14 +37,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientations other than upright."""
-
-
-class UnreadableImage(NeuroscribeError):
-    """An image that cannot be used; `reason` says why in a few fixed words."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def decode(data: bytes) -> Image.Image:

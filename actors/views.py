@@ -20,9 +20,8 @@ from torch import Tensor
 from torchvision import transforms as tv
 from torchvision.transforms.functional import InterpolationMode
 
-from actors.decode import UnreadableImage
 from actors.fingerprint import callable_fingerprint
-from core.errors import ModelError
+from core.errors import ModelError, UnreadableImage
 
 Step = Callable[[Any], Any]
 

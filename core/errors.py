@@ -7,6 +7,7 @@
     │   ├── ModelError        a network or its weights: unknown, not found, wrong shapes
     │   ├── LayerError        a layer or pooling that the target does not have
     │   └── ConceptError      a concept list, label table or hierarchy
+    ├── UnreadableImage       an image that cannot be used; it is quarantined with the reason
     ├── ShapeError            arrays that do not fit together (also a ValueError)
     ├── RecordingError        tables of a run that contradict each other or are not there
     ├── ThresholdError        more images or neurons failed than the configuration allows; exit code 4
@@ -47,6 +48,14 @@ class LayerError(UsageError):
 
 class ConceptError(UsageError):
     """A concept list, label table or hierarchy cannot be used."""
+
+
+class UnreadableImage(NeuroscribeError):
+    """An image that cannot be used; `reason` says why in a few fixed words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class ShapeError(NeuroscribeError, ValueError):

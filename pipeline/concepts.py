@@ -17,12 +17,13 @@ import ray
 from actors.clip import load_clip
 from core.concept_scores import ConceptActivity, sigmoid_scores
 from core.errors import ConceptError
+from pipeline.columns import matrix, vectors
 from pipeline.engine import run_tasks
 from pipeline.fingerprints import fingerprint
 from pipeline.plan import ClipPlan, ExplainerPlan, Plan
 from pipeline.progress import Progress
-from pipeline.record import IMAGES, embeddings_table, matrix, table_path, vectors
 from pipeline.rundir import Run, part_name
+from pipeline.shards import IMAGES, embeddings_table, table_path
 from pipeline.storage import Folder
 
 CONCEPTS = "concepts"

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from core.moments import ConceptMoments, CrossMoments, merged
+from pipeline.columns import activation_column
 from pipeline.concepts import CONCEPTS, read_split, scores_table
 from pipeline.engine import run_tasks
 from pipeline.fingerprints import fingerprint
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.record import ACTIVATIONS, IMAGES, activation_column
 from pipeline.rundir import Run, part_name
+from pipeline.shards import ACTIVATIONS, IMAGES
 from pipeline.storage import Folder
 
 SPLITS = ("train", "val")

@@ -9,48 +9,31 @@ worker is recorded again.
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from actors.clip import load_clip
-from actors.decode import Decoder
-from actors.recorder import ClipPart, Recorder, TargetPart, resolve_dtype
-from actors.targets import load_target
+from actors.recorder import resolve_dtype
 from actors.views import View
-from core.errors import RecordingError, StoppedEarly, ThresholdError
+from core.errors import StoppedEarly, ThresholdError
 from pipeline.engine import Workers, data_context, recording_workers
 from pipeline.fingerprints import fingerprint
-from pipeline.plan import ClipPlan, Plan, Shard, TargetPlan, clip_fingerprint, target_fingerprint
+from pipeline.plan import ClipPlan, Plan, Shard, TargetPlan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
-from pipeline.sources import fetch
-from pipeline.storage import Folder
-
-IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
-
-#: Shard number of the rows that fill the last block up to the size of the others.
-_PADDING = -1
-
-
-def embeddings_table(name: str) -> str:
-    """Name of the table of a model's image embeddings."""
-    return f"embeddings/{name}"
-
-
-def table_path(table: str) -> str:
-    """Folder of a recorded table, relative to the run."""
-    return f"recordings/{table}"
-
-
-def activation_column(layer: str, pooling: str) -> str:
-    """Column of a layer's activations."""
-    return f"act.{layer}.{pooling}"
+from pipeline.shards import (
+    ACTIVATIONS,
+    IMAGES,
+    PADDING,
+    QUARANTINE,
+    DecodeShard,
+    RecordShard,
+    embeddings_table,
+    table_path,
+)
 
 
 def shard_fingerprints(plan: Plan, dtype: str) -> dict[str, list[str]]:
@@ -223,201 +206,10 @@ def _block(plan: Plan, shard: Shard, size: int, parts: Mapping[str, str]) -> pa.
     if missing := size - rows.num_rows:
         empty = pa.Table.from_pylist([{}] * missing, schema=rows.schema)
         rows = pa.concat_tables([rows, empty])
-        numbers += [_PADDING] * missing
+        numbers += [PADDING] * missing
     todo = pa.array([json.dumps(parts)] + [None] * (size - 1), pa.string())
     rows = rows.append_column("shard", pa.array(numbers, pa.int32())).append_column("parts", todo)
     return rows.combine_chunks()
-
-
-class DecodeShard:
-    """Maps a block of index rows to the same rows with a reason and a column for every view."""
-
-    def __init__(self, views: Mapping[str, View]) -> None:
-        self.views = dict(views)
-        self.__name__ = "decode"
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Fetch and decode each image once; one that cannot be used gets a reason and no pixels."""
-        rows = block.to_pylist()
-        decoder = Decoder(self.views, fetch)
-        real = [row for row in rows if row["shard"] != _PADDING]
-        decoded = iter(decoder(real))
-        arrays = {
-            key: np.zeros((len(rows), *view.shape), np.float32 if view.whole else np.uint8)
-            for key, view in self.views.items()
-        }
-        reasons: list[str | None] = []
-        for position, row in enumerate(rows):
-            reason, pixels = ("padding", {}) if row["shard"] == _PADDING else next(decoded)
-            reasons.append(reason)
-            for key, array in pixels.items():
-                arrays[key][position] = array
-        block = block.select(["shard", "parts", "image_id", "path", "label", "split"])
-        block = block.append_column("reason", pa.array(reasons, pa.string()))
-        for number, array in enumerate(arrays.values()):
-            block = block.append_column(f"view{number}", _binary_column(array))
-        return block
-
-
-def _binary_column(array: np.ndarray) -> pa.Array:
-    """Arrays of one shape as a column, without a copy."""
-    width = array[0].nbytes
-    buffer = pa.py_buffer(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, buffer])
-
-
-def _array_of(column: pa.ChunkedArray, view: View) -> np.ndarray:
-    """The inverse of `_binary_column`, without a copy where the column is one piece."""
-    dtype = np.float32 if view.whole else np.uint8
-    pieces = [np.zeros((0, *view.shape), dtype)] if not len(column) else []
-    for chunk in column.chunks:
-        width = chunk.type.byte_width
-        data = np.frombuffer(chunk.buffers()[1], np.uint8)
-        data = data[chunk.offset * width : (chunk.offset + len(chunk)) * width]
-        pieces.append(data.view(dtype).reshape(len(chunk), *view.shape))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-class RecordShard:
-    """Holds the models; maps a block of decoded images to written parts and a row of figures."""
-
-    def __init__(
-        self,
-        folder: Folder,
-        targets: Mapping[str, TargetPlan],
-        clips: Mapping[str, ClipPlan],
-        workers: Workers,
-        dtype: str,
-        batch_size: int | Literal["auto"],
-    ) -> None:
-        import torch
-
-        if workers.device == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
-        self.folder = folder
-        plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}
-        self.views = {p.preprocess.view.key: p.preprocess.view for p in plans.values()}
-        self.recorders = {
-            table: Recorder(
-                [_load_target(p) if isinstance(p, TargetPlan) else _load_clip(p)],
-                device=workers.device,
-                dtype=dtype,
-                batch_size=batch_size,
-            )
-            for table, p in plans.items()
-        }
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Record one shard and write the parts that it lacks."""
-        block = block.filter(pa.compute.not_equal(block["shard"], _PADDING))
-        numbers = block["shard"].unique().to_pylist()
-        if len(numbers) != 1:
-            raise RecordingError(
-                f"a block holds shards {numbers}, expected one: a fault in streaming"
-            )
-        parts: dict[str, str] = json.loads(block["parts"][0].as_py())
-        good = pa.compute.is_null(block["reason"])
-        images = block.filter(good)
-        bad = block.filter(pa.compute.invert(good)).select(["image_id", "path", "reason"])
-        written = self._write_rows(numbers[0], images, bad, parts)
-        views = {
-            key: _array_of(images[f"view{number}"], view)
-            for number, (key, view) in enumerate(self.views.items())
-        }
-        infer = write = 0.0
-        overflowed = 0
-        for table in parts:
-            if table == IMAGES:
-                continue
-            begun = time.perf_counter()
-            columns, beyond = self._columns(table, views, images.num_rows)
-            overflowed += beyond
-            inferred = time.perf_counter()
-            content = pa.table({"image_id": images["image_id"], **columns})
-            written += self.folder.write_table(parts[table], content)
-            infer += inferred - begun
-            write += time.perf_counter() - inferred
-        return pa.table(
-            {
-                "shard": numbers,
-                "images": [images.num_rows],
-                "quarantined": [bad.num_rows],
-                "overflowed": [overflowed],
-                "bytes": [written],
-                "infer_seconds": [infer],
-                "write_seconds": [write],
-            }
-        )
-
-    def _write_rows(
-        self, number: int, images: pa.Table, bad: pa.Table, parts: Mapping[str, str]
-    ) -> int:
-        """Commit which images are used, once; a later pass must find the same ones usable."""
-        rows = images.select(["image_id", "path", "split", "label"])
-        if self.folder.exists(parts[IMAGES]):
-            known = self.folder.read_table(parts[IMAGES], ["image_id"])["image_id"]
-            if known.to_pylist() != rows["image_id"].to_pylist():
-                raise RecordingError(
-                    f"shard {number}: {rows.num_rows} images can be used now and {len(known)} could "
-                    "when it was first recorded, yet the files look unchanged; run again when the "
-                    "storage is well, or record into a new run directory"
-                )
-            return 0
-        written = 0
-        if bad.num_rows:
-            name = parts[IMAGES].replace(table_path(IMAGES), table_path(QUARANTINE))
-            written += self.folder.write_table(name, bad)
-        return written + self.folder.write_table(parts[IMAGES], rows)
-
-    def _columns(
-        self, table: str, views: Mapping[str, np.ndarray], images: int
-    ) -> tuple[dict[str, pa.Array], int]:
-        """What one model makes of a shard, as columns of fixed-size lists of float16."""
-        recorded = self.recorders[table].record(views)
-        if table == ACTIVATIONS:
-            columns = {
-                activation_column(layer, pooling): vectors(values)
-                for (layer, pooling), values in recorded.activations.items()
-            }
-        else:
-            (values,) = recorded.embeddings.values()
-            columns = {"embedding": vectors(values)}
-        return columns, recorded.overflowed
-
-
-def vectors(values: np.ndarray) -> pa.FixedSizeListArray:
-    """Rows of a matrix as a column of fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of fixed-size lists as the matrix it was made from."""
-    width = column.type.list_size
-    pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else np.zeros(0)
-    return flat.astype(column.type.value_type.to_pandas_dtype(), copy=False).reshape(-1, width)
-
-
-def _load_target(plan: TargetPlan) -> TargetPart:
-    target = load_target(plan.model, plan.weights, base=plan.base)
-    if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
-        raise RecordingError(_differs(plan.model))
-    return TargetPart(target, plan.layers)
-
-
-def _load_clip(plan: ClipPlan) -> ClipPart:
-    clip = load_clip(plan.model, base=plan.base)
-    if clip_fingerprint(clip, plan.preprocess) != plan.fingerprint:
-        raise RecordingError(_differs(plan.model))
-    return ClipPart(clip, plan.name)
-
-
-def _differs(model: str) -> str:
-    return (
-        f"{model!r} has other weights on this worker than where the run was planned; "
-        "give every node the same files"
-    )
 
 
 def _commit(run: Run, plan: Plan, wanted: Mapping[str, list[str]], made: Mapping[str, str]) -> None:

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.decode import UnreadableImage, decode
+from actors.decode import decode
+from core.errors import UnreadableImage
 from pipeline.atlas.build import build_atlas
 from pipeline.atlas.data import AtlasData
+from pipeline.columns import activation_column, matrix
 from pipeline.concepts import CONCEPTS, scores_table
 from pipeline.engine import run_tasks
 from pipeline.fingerprints import fingerprint
 from pipeline.fit import EXPLANATIONS
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.record import ACTIVATIONS, IMAGES, activation_column, matrix
 from pipeline.rundir import Run
+from pipeline.shards import ACTIVATIONS, IMAGES
 from pipeline.simulate import SCORES
 from pipeline.sources import fetch
 

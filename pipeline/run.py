@@ -23,9 +23,10 @@ from pipeline.engine import engine
 from pipeline.fit import EXPLANATIONS, fit
 from pipeline.moments import gather_moments
 from pipeline.plan import Plan, prepare
-from pipeline.record import QUARANTINE, record
+from pipeline.record import record
 from pipeline.report import report
 from pipeline.rundir import Run
+from pipeline.shards import QUARANTINE
 from pipeline.simulate import SCORES, simulate
 
 STAGES = ("record", "concepts", "moments", "fit", "simulate", "report")

@@ -27,8 +27,8 @@ from pipeline.fit import BLOCK, EXPLANATIONS
 from pipeline.moments import active_positions, columns_of
 from pipeline.plan import ClipPlan, Plan
 from pipeline.progress import Progress
-from pipeline.record import ACTIVATIONS, IMAGES, embeddings_table
 from pipeline.rundir import Run, part_name
+from pipeline.shards import ACTIVATIONS, IMAGES, embeddings_table
 from pipeline.storage import Folder
 
 SCORES = "scores"

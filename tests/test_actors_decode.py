@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from torchvision import transforms as tv
 
-from actors.decode import Decoder, UnreadableImage, decode
+from actors.decode import Decoder, decode
 from actors.views import split_transform
+from core.errors import UnreadableImage
 
 RNG = np.random.default_rng(7)
 NOISE = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)

@@ -21,11 +21,11 @@ from torchvision import transforms as tv
 from torchvision.models import get_model_weights
 from torchvision.transforms import v2
 
-from actors.decode import UnreadableImage, decode
+from actors.decode import decode
 from actors.fingerprint import state_fingerprint
 from actors.targets import load_target
 from actors.views import split_transform
-from core.errors import ModelError
+from core.errors import ModelError, UnreadableImage
 
 ROOT = Path(__file__).resolve().parents[1]
 GREY = ((0.5,) * 3, (0.5,) * 3)

@@ -1,0 +1,202 @@
+"""What Ray Data runs in the record stage: decoding a shard, and recording a decoded shard.
+
+Both map a block to a block. Writing happens in the actor that holds the result, so that activations
+never travel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.clip import load_clip
+from actors.decode import Decoder
+from actors.recorder import ClipPart, Recorder, TargetPart
+from actors.targets import load_target
+from actors.views import View
+from core.errors import RecordingError
+from pipeline.columns import activation_column, array_of, binary_column, vectors
+from pipeline.engine import Workers
+from pipeline.plan import ClipPlan, TargetPlan, clip_fingerprint, target_fingerprint
+from pipeline.sources import fetch
+from pipeline.storage import Folder
+
+IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
+
+#: Shard number of the rows that fill the last block up to the size of the others.
+PADDING = -1
+
+
+def embeddings_table(name: str) -> str:
+    """Name of the table of a model's image embeddings."""
+    return f"embeddings/{name}"
+
+
+def table_path(table: str) -> str:
+    """Folder of a recorded table, relative to the run."""
+    return f"recordings/{table}"
+
+
+class DecodeShard:
+    """Maps a block of index rows to the same rows with a reason and a column for every view."""
+
+    def __init__(self, views: Mapping[str, View]) -> None:
+        self.views = dict(views)
+        self.__name__ = "decode"
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Fetch and decode each image once; one that cannot be used gets a reason and no pixels."""
+        rows = block.to_pylist()
+        decoder = Decoder(self.views, fetch)
+        real = [row for row in rows if row["shard"] != PADDING]
+        decoded = iter(decoder(real))
+        arrays = {
+            key: np.zeros((len(rows), *view.shape), np.float32 if view.whole else np.uint8)
+            for key, view in self.views.items()
+        }
+        reasons: list[str | None] = []
+        for position, row in enumerate(rows):
+            reason, pixels = ("padding", {}) if row["shard"] == PADDING else next(decoded)
+            reasons.append(reason)
+            for key, array in pixels.items():
+                arrays[key][position] = array
+        block = block.select(["shard", "parts", "image_id", "path", "label", "split"])
+        block = block.append_column("reason", pa.array(reasons, pa.string()))
+        for number, array in enumerate(arrays.values()):
+            block = block.append_column(f"view{number}", binary_column(array))
+        return block
+
+
+class RecordShard:
+    """Holds the models; maps a block of decoded images to written parts and a row of figures."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        targets: Mapping[str, TargetPlan],
+        clips: Mapping[str, ClipPlan],
+        workers: Workers,
+        dtype: str,
+        batch_size: int | Literal["auto"],
+    ) -> None:
+        import torch
+
+        if workers.device == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
+        self.folder = folder
+        plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}
+        self.views = {p.preprocess.view.key: p.preprocess.view for p in plans.values()}
+        self.recorders = {
+            table: Recorder(
+                [_load_target(p) if isinstance(p, TargetPlan) else _load_clip(p)],
+                device=workers.device,
+                dtype=dtype,
+                batch_size=batch_size,
+            )
+            for table, p in plans.items()
+        }
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Record one shard and write the parts that it lacks."""
+        block = block.filter(pc.not_equal(block["shard"], PADDING))
+        numbers = block["shard"].unique().to_pylist()
+        if len(numbers) != 1:
+            raise RecordingError(
+                f"a block holds shards {numbers}, expected one: a fault in streaming"
+            )
+        parts: dict[str, str] = json.loads(block["parts"][0].as_py())
+        good = pc.is_null(block["reason"])
+        images = block.filter(good)
+        bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
+        written = self._write_rows(numbers[0], images, bad, parts)
+        views = {
+            key: array_of(images[f"view{number}"], view)
+            for number, (key, view) in enumerate(self.views.items())
+        }
+        infer = write = 0.0
+        overflowed = 0
+        for table in parts:
+            if table == IMAGES:
+                continue
+            begun = time.perf_counter()
+            columns, beyond = self._columns(table, views, images.num_rows)
+            overflowed += beyond
+            inferred = time.perf_counter()
+            content = pa.table({"image_id": images["image_id"], **columns})
+            written += self.folder.write_table(parts[table], content)
+            infer += inferred - begun
+            write += time.perf_counter() - inferred
+        return pa.table(
+            {
+                "shard": numbers,
+                "images": [images.num_rows],
+                "quarantined": [bad.num_rows],
+                "overflowed": [overflowed],
+                "bytes": [written],
+                "infer_seconds": [infer],
+                "write_seconds": [write],
+            }
+        )
+
+    def _write_rows(
+        self, number: int, images: pa.Table, bad: pa.Table, parts: Mapping[str, str]
+    ) -> int:
+        """Commit which images are used, once; a later pass must find the same ones usable."""
+        rows = images.select(["image_id", "path", "split", "label"])
+        if self.folder.exists(parts[IMAGES]):
+            known = self.folder.read_table(parts[IMAGES], ["image_id"])["image_id"]
+            if known.to_pylist() != rows["image_id"].to_pylist():
+                raise RecordingError(
+                    f"shard {number}: {rows.num_rows} images can be used now and {len(known)} could "
+                    "when it was first recorded, yet the files look unchanged; run again when the "
+                    "storage is well, or record into a new run directory"
+                )
+            return 0
+        written = 0
+        if bad.num_rows:
+            name = parts[IMAGES].replace(table_path(IMAGES), table_path(QUARANTINE))
+            written += self.folder.write_table(name, bad)
+        return written + self.folder.write_table(parts[IMAGES], rows)
+
+    def _columns(
+        self, table: str, views: Mapping[str, np.ndarray], images: int
+    ) -> tuple[dict[str, pa.Array], int]:
+        """What one model makes of a shard, as columns of fixed-size lists of float16."""
+        recorded = self.recorders[table].record(views)
+        if table == ACTIVATIONS:
+            columns = {
+                activation_column(layer, pooling): vectors(values)
+                for (layer, pooling), values in recorded.activations.items()
+            }
+        else:
+            (values,) = recorded.embeddings.values()
+            columns = {"embedding": vectors(values)}
+        return columns, recorded.overflowed
+
+
+def _load_target(plan: TargetPlan) -> TargetPart:
+    target = load_target(plan.model, plan.weights, base=plan.base)
+    if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
+        raise RecordingError(_differs(plan.model))
+    return TargetPart(target, plan.layers)
+
+
+def _load_clip(plan: ClipPlan) -> ClipPart:
+    clip = load_clip(plan.model, base=plan.base)
+    if clip_fingerprint(clip, plan.preprocess) != plan.fingerprint:
+        raise RecordingError(_differs(plan.model))
+    return ClipPart(clip, plan.name)
+
+
+def _differs(model: str) -> str:
+    return (
+        f"{model!r} has other weights on this worker than where the run was planned; "
+        "give every node the same files"
+    )

@@ -1,0 +1,40 @@
+"""Progress: what a person reads in a log."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from pipeline.progress import Progress, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (250, "4 min 10 s"), (12000, "3 h 20 min")],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_resumed_stage_counts_only_its_own_work_for_the_rate() -> None:
+    stream = io.StringIO()
+    progress = Progress("record", 1000, "images", stream)
+    progress.resume_from(900)
+    time.sleep(0.05)
+    progress.advance(100)
+    seconds = progress.close("2 quarantined")
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("record: 1,000 of 1,000 images, ")
+    assert line.endswith("; 2 quarantined")
+    rate = float(line.split(", ")[1].removesuffix("/s").replace(",", ""))
+    assert rate == pytest.approx(100 / seconds, rel=0.05)
+
+
+def test_a_stage_without_work_shows_no_rate() -> None:
+    stream = io.StringIO()
+    progress = Progress("fit", 5, "neurons", stream)
+    progress.resume_from(5)
+    progress.close()
+    assert "/s" not in stream.getvalue()
