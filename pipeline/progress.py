@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 #: Seconds between two lines of a log, and between two redraws of a terminal's line.
 LOG_SECONDS, TERMINAL_SECONDS = 15.0, 0.2
+
+#: Seconds between two notes of progress in the ledger.
+KEEP_SECONDS = 10.0
 
 
 class Progress:
@@ -17,12 +21,28 @@ class Progress:
     is, and the time left follows from it.
     """
 
-    def __init__(self, label: str, total: int, unit: str, stream: TextIO | None = None) -> None:
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        stream: TextIO | None = None,
+        keep: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            label: What is done.
+            total: How much of it there is.
+            unit: What is counted, in the plural.
+            stream: Where lines go; stderr by default.
+            keep: Told (done, total) every few seconds, for those who do not see the stream.
+        """
+        self.label, self.total, self.unit, self.keep = label, total, unit, keep
         self.stream = stream or sys.stderr
         self.done = 0
         self._earlier = 0
-        self._start = self._shown = time.monotonic()
+        self._start = self._shown = self._kept = time.monotonic()
         self._terminal = self.stream.isatty()
 
     def resume_from(self, done: int) -> None:
@@ -36,6 +56,9 @@ class Progress:
         if now - self._shown >= (TERMINAL_SECONDS if self._terminal else LOG_SECONDS):
             self._shown = now
             self._show(self._line(now))
+        if self.keep is not None and now - self._kept >= KEEP_SECONDS:
+            self._kept = now
+            self.keep(self.done, self.total)
 
     def close(self, note: str = "") -> float:
         """Show the final state and return the seconds since the stage began."""

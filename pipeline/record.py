@@ -120,7 +120,12 @@ def _stream(
         | {IMAGES: part_name(table_path(IMAGES), number, wanted[IMAGES][number])}
         for number, tables in pending.items()
     }
-    progress = Progress("record", plan.index.rows.num_rows, "images")
+    progress = Progress(
+        "record",
+        plan.index.rows.num_rows,
+        "images",
+        keep=lambda done, total: run.note("record", progress=f"{done:,} of {total:,} images"),
+    )
     progress.resume_from(plan.index.rows.num_rows - sum(s.stop - s.start for s in todo))
     stages = (
         ray.data.from_arrow([_block(plan, s, size, parts[s.number]) for s in todo])

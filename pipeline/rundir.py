@@ -155,7 +155,7 @@ class Run:
         finds everything fresh leaves the figures of the start that did the work.
         """
         begun = time.time()
-        self.note(name, state="running", started=_timestamp(begun))
+        self.note(name, state="running", started=_timestamp(begun), reason=None)
         facts: dict[str, Any] = {}
         try:
             yield facts
@@ -169,7 +169,7 @@ class Run:
         elif "seconds" in self.ledger()["stages"][name]:
             # All was fresh: keep what the start that did the work has cost.
             facts, seconds = {}, self.ledger()["stages"][name]["seconds"]
-        self.note(name, state="done", seconds=round(seconds, 2), reason=None, **facts)
+        self.note(name, state="done", seconds=round(seconds, 2), progress=None, **facts)
 
 
 def _timestamp(seconds: float) -> str:

@@ -110,7 +110,7 @@ def status_lines(run: Run) -> list[str]:
                 if entry.get("rows") and "rows_per_second" in entry
                 else "",
                 f"{size / 1e6:,.1f}" if size else "",
-                entry.get("reason") or "",
+                entry.get("reason") or entry.get("progress") or "",
             )
         )
     lines = [facts["run"], *_table(head, rows, right=(2, 3, 4, 5)), ""]
