@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from pipeline.config import FitConfig, load_config
 from pipeline.engine import engine
+from pipeline.expected import STAGES
 from pipeline.plan import prepare
-from pipeline.run import STAGES, carry_out
+from pipeline.run import carry_out
 from pipeline.rundir import Run
 
 FIXED_LENGTH = 5
@@ -110,13 +111,13 @@ def main() -> int:
     searches = {"paper": FitConfig(preset="paper"), "forward": plan.config.fit}
     seconds = {}
     with engine(plan.config.ray):
-        carry_out(run, plan, ["record", "concepts", "moments"])
+        carry_out(run, plan, STAGES[:3])
         for name, fit in searches.items():
             config = plan.config.model_copy(update={"fit": fit})
             carry_out(run, type(plan)(**(vars(plan) | {"config": config})), ["fit", "simulate"])
             tables[name] = run.read("scores")
             seconds[name] = run.ledger()["stages"]["fit"].get("seconds")
-        carry_out(run, plan, STAGES)
+        carry_out(run, plan)
     rows = compare(tables["forward"], tables["paper"])
     facts = {
         "command": " ".join(["python", "benchmarks/quality.py", chosen.config, "--out RUN"]),

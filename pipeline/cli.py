@@ -14,6 +14,7 @@ from core.errors import (
     ThresholdError,
     UsageError,
 )
+from pipeline.signals import stop_signals
 
 DEMO_OUT = "runs/demo"
 
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
-        code: int = chosen.command(chosen)
+        with stop_signals():
+            code: int = chosen.command(chosen)
         return code
     except UsageError as error:
         print(f"neuroscribe: {error}", file=sys.stderr)

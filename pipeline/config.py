@@ -262,9 +262,9 @@ def load_config(path: str | Path) -> Config:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"configuration {str(path)!r} cannot be read: {error.strerror or error}. "
+            f"configuration {str(path)!r} cannot be read: {error}. "
             "Give the path of a YAML file; examples/ has some to start from."
         ) from error
     try:

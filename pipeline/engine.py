@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from core.errors import ConfigError, StoppedEarly
+from core.errors import ConfigError, NeuroscribeError, StoppedEarly
 from pipeline.config import RayConfig
 
 #: A local Ray promises at least this many logical CPUs: with fewer, Ray Data can wait for itself.
@@ -98,7 +98,9 @@ def recording_workers(config: RayConfig) -> Workers:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = max(1, sum(1 for resources in alive if resources.get("CPU")))
     share = (1.0 if gpus else 0.0) if config.gpus_per_actor == "auto" else config.gpus_per_actor
-    most = max(1, int(gpus / share)) if share else nodes
+    # Each actor holds a CPU; decoding needs at least one that is left.
+    cpus = int(ray.cluster_resources().get("CPU", 1.0))
+    most = max(1, int(gpus / share)) if share else min(nodes, max(1, cpus - 1))
     actors = most if config.actors == "auto" else config.actors
     # A cluster may grow when GPUs are asked for; this machine does not.
     if config.address is None and actors * share > gpus:
@@ -106,6 +108,11 @@ def recording_workers(config: RayConfig) -> Workers:
             f"{actors} recording actors with {share:g} GPUs each were asked for, and this machine "
             f"has {gpus:g} GPUs; leave ray.actors and ray.gpus_per_actor out, or set the latter to 0 "
             "to record on CPUs"
+        )
+    if config.address is None and actors >= cpus:
+        raise ConfigError(
+            f"ray.actors is {actors}, and this machine's {cpus} logical CPUs leave none to decode "
+            f"images; use at most {cpus - 1}"
         )
     return Workers(actors=actors, gpus=share, per_node=-(-actors // nodes))
 
@@ -115,6 +122,7 @@ def data_context(block_bytes: int) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.target_max_block_size = max(128 * 1024**2, 2 * block_bytes)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
 
@@ -157,8 +165,10 @@ def run_tasks(
                 try:
                     yield position, ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
-                    raise error.as_instanceof_cause() from None
-                except (ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError) as error:
+                    if isinstance(error.cause, NeuroscribeError):
+                        raise error.cause from None
+                    raise
+                except ray.exceptions.RayError as error:
                     raise StoppedEarly(
                         f"the cluster lost a task and its retries ({error}); run again to resume"
                     ) from error

@@ -21,12 +21,12 @@ from core.paths import Paths
 from core.status import neuron_statuses
 from pipeline.config import FitConfig
 from pipeline.engine import run_tasks
+from pipeline.expected import EXPLANATIONS, Expected
 from pipeline.fingerprints import fingerprint
 from pipeline.moments import (
     Column,
     active_positions,
     columns_of,
-    moments_table,
     read_concept_moments,
     read_cross_moments,
 )
@@ -35,14 +35,10 @@ from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
 from pipeline.storage import Folder
 
-EXPLANATIONS = "explanations"
 WORK = "work/explanations"
 
 #: Neurons that one task fits.
 BLOCK = 256
-
-#: Changes when the same moments and settings would give other explanations.
-METHOD_VERSION = 1
 
 
 EXPLANATION_SCHEMA = pa.schema(
@@ -63,65 +59,39 @@ EXPLANATION_SCHEMA = pa.schema(
 )
 
 
-def fit(run: Run, plan: Plan, made: Mapping[str, str]) -> dict[str, str]:
-    """Fit the explanations that are not there yet and commit their table.
-
-    Returns:
-        The fingerprint of the table of explanations.
-    """
-    settings = plan.config.fit
-    facts_of_fit = [
-        METHOD_VERSION,
-        settings.resolved_search,
-        settings.max_length,
-        settings.tolerance,
-    ]
-    sources = {e.name: made[moments_table(e.name)] for e in plan.explainers}
-    whole = fingerprint(EXPLANATIONS, sources, facts_of_fit)
+def fit(run: Run, plan: Plan, expected: Expected) -> None:
+    """Fit the explanations that are not there yet and commit their table."""
+    made = expected.tables[EXPLANATIONS]
     with run.stage("fit") as facts:
-        if not run.is_fresh(EXPLANATIONS, whole):
+        if not run.is_fresh(EXPLANATIONS, made):
             run.withdraw(EXPLANATIONS)
-            _fit_blocks(run, plan, whole, facts)
+            _fit_blocks(run, plan, made, facts)
             facts["neurons"] = _count_statuses(run)
-    return {EXPLANATIONS: whole}
 
 
 def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None:
     columns = columns_of(plan)
-    number = 0
     names: list[str] = []
     there = set(run.part_files(WORK))
     total = len(plan.explainers) * sum(column.neurons for column in columns)
     progress = Progress("fit", total, "neurons")
     resumed = 0
-    begun: list[tuple[Any, ...]] = []
+    calls: list[tuple[Any, ...]] = []
     for explainer in plan.explainers:
         concepts = ray.put(read_concept_moments(run, explainer.name))
         texts = ray.put([explainer.concepts[p] for p in active_positions(run, explainer.name)])
         for index, column in enumerate(columns):
             cross = ray.put(read_cross_moments(run, explainer.name, index))
             for start in range(0, column.neurons, BLOCK):
-                name = part_name(WORK, number, fingerprint(whole, number))
-                number += 1
-                names.append(name)
-                if name.rsplit("/", 1)[-1] in there:
+                block = fingerprint(whole, explainer.name, column.name, start)
+                names.append(part_name(WORK, len(names), block))
+                if names[-1].rsplit("/", 1)[-1] in there:
                     resumed += min(BLOCK, column.neurons - start)
                     continue
-                begun.append(
-                    (
-                        run.folder,
-                        name,
-                        concepts,
-                        cross,
-                        texts,
-                        column,
-                        explainer.name,
-                        start,
-                        plan.config.fit,
-                    )
-                )
+                about = (column, explainer.name, start, plan.config.fit)
+                calls.append((run.folder, names[-1], concepts, cross, texts, *about))
     progress.resume_from(resumed)
-    for _, fitted in run_tasks(fit_block, begun):
+    for _, fitted in run_tasks(fit_block, calls):
         progress.advance(fitted)
     table = pa.concat_tables([run.folder.read_table(name) for name in names])
     facts |= {

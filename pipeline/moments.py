@@ -14,13 +14,12 @@ import numpy as np
 
 from core.moments import ConceptMoments, CrossMoments, merged
 from pipeline.columns import activation_column
-from pipeline.concepts import CONCEPTS, read_split, scores_table
+from pipeline.concepts import read_split
 from pipeline.engine import run_tasks
-from pipeline.fingerprints import fingerprint
+from pipeline.expected import ACTIVATIONS, CONCEPTS, IMAGES, Expected, moments_table, scores_table
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
-from pipeline.shards import ACTIVATIONS, IMAGES
 from pipeline.storage import Folder
 
 SPLITS = ("train", "val")
@@ -30,11 +29,6 @@ MAX_LANES = 32
 
 #: Shards whose rows are multiplied at once; a lane is at least so long.
 GROUP = 16
-
-
-def moments_table(explainer: str) -> str:
-    """Name of an explainer's table of moments."""
-    return f"moments/{explainer}"
 
 
 @dataclass(frozen=True)
@@ -61,28 +55,18 @@ def columns_of(plan: Plan) -> list[Column]:
     ]
 
 
-def gather_moments(run: Run, plan: Plan, made: Mapping[str, str]) -> dict[str, str]:
-    """Take the moments that are not there yet, for every explainer.
-
-    Returns:
-        Fingerprints of the tables of moments.
-    """
-    fresh: dict[str, str] = {}
+def gather_moments(run: Run, plan: Plan, expected: Expected) -> None:
+    """Take the moments that are not there yet, for every explainer, and commit them."""
     with run.stage("moments") as facts:
         facts["rows"] = facts["bytes"] = 0
         for explainer in plan.explainers:
             table = moments_table(explainer.name)
-            # Parts of the images table are named after labels and splits, which decide here.
-            made_from = [
-                made[t] for t in (IMAGES, ACTIVATIONS, scores_table(explainer.name), CONCEPTS)
-            ]
-            fresh[table] = fingerprint(table, *made_from)
-            if not run.is_fresh(table, fresh[table]):
+            made = expected.tables[table]
+            if not run.is_fresh(table, made):
                 run.withdraw(table)
                 facts["rows"] += run.entry(IMAGES).rows
-                facts["bytes"] += _gather(run, plan, explainer.name, fresh[table])
-                run.commit(table, table, fresh[table], len(columns_of(plan)) + 1)
-    return fresh
+                facts["bytes"] += _gather(run, plan, explainer.name, made)
+                run.commit(table, table, made, len(columns_of(plan)) + 1)
 
 
 def active_positions(run: Run, explainer: str) -> np.ndarray:
@@ -140,24 +124,24 @@ def _sum_lane(
     folder: Folder, name: str, shards: _Shards, columns: Sequence[str], active: np.ndarray
 ) -> None:
     """Moments of consecutive shards, one file."""
-    arrays: dict[str, np.ndarray] = {}
-    for split in SPLITS:
-        concepts: list[ConceptMoments] = []
-        cross: dict[str, list[CrossMoments]] = {column: [] for column in columns}
-        for start in range(0, len(shards), GROUP):
-            group = shards[start : start + GROUP]
-            p = np.concatenate(
-                [read_split(folder, images, scores, "score", split) for images, _, scores in group]
-            )[:, active]
-            concepts = [merged([*concepts, ConceptMoments.of(p)])]
+    concepts: dict[str, list[ConceptMoments]] = {split: [] for split in SPLITS}
+    cross: dict[tuple[str, str], list[CrossMoments]] = {}
+    for start in range(0, len(shards), GROUP):
+        group = shards[start : start + GROUP]
+        scores = [read_split(folder, images, table, ["score"]) for images, _, table in group]
+        recorded = [read_split(folder, images, table, columns) for images, table, _ in group]
+        for split in SPLITS:
+            p = np.concatenate([part[split]["score"] for part in scores])[:, active]
+            concepts[split] = [merged([*concepts[split], ConceptMoments.of(p)])]
             for column in columns:
-                q = np.concatenate(
-                    [read_split(folder, images, table, column, split) for images, table, _ in group]
-                )
-                cross[column] = [merged([*cross[column], CrossMoments.of(p, q)])]
-        arrays |= _named(f"{split}/concepts", concepts[0])
-        for column, moments in cross.items():
-            arrays |= _named(f"{split}/{column}", moments[0])
+                q = np.concatenate([part[split][column] for part in recorded])
+                before = cross.get((split, column), [])
+                cross[split, column] = [merged([*before, CrossMoments.of(p, q)])]
+    arrays: dict[str, np.ndarray] = {}
+    for split, (moments,) in concepts.items():
+        arrays |= _named(f"{split}/concepts", moments)
+    for (split, column), (moments_of_column,) in cross.items():
+        arrays |= _named(f"{split}/{column}", moments_of_column)
     folder.write_arrays(name, **arrays)
 
 

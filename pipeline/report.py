@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
@@ -16,18 +16,21 @@ from core.errors import UnreadableImage
 from pipeline.atlas.build import build_atlas
 from pipeline.atlas.data import AtlasData
 from pipeline.columns import activation_column, matrix
-from pipeline.concepts import CONCEPTS, scores_table
 from pipeline.engine import run_tasks
-from pipeline.fingerprints import fingerprint
-from pipeline.fit import EXPLANATIONS
+from pipeline.expected import (
+    ACTIVATIONS,
+    ATLAS,
+    CONCEPTS,
+    EXPLANATIONS,
+    IMAGES,
+    SCORES,
+    Expected,
+    scores_table,
+)
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
-from pipeline.shards import ACTIVATIONS, IMAGES
-from pipeline.simulate import SCORES
 from pipeline.sources import fetch
-
-ATLAS = "atlas"
 
 #: Longer side of an image in the atlas, in pixels, and its JPEG quality.
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 112, 82
@@ -35,17 +38,10 @@ THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 112, 82
 #: Images that one task makes small.
 THUMBNAILS_PER_TASK = 256
 
-#: Changes when the same tables would give another page.
-PAGE_VERSION = 1
 
-
-def report(run: Run, plan: Plan, made: Mapping[str, str]) -> dict[str, str]:
-    """Build the atlas if a table has changed since it was built.
-
-    Returns:
-        The fingerprint of the atlas.
-    """
-    whole = fingerprint(ATLAS, PAGE_VERSION, made, plan.config.atlas.model_dump())
+def report(run: Run, plan: Plan, expected: Expected) -> None:
+    """Build the atlas if a table has changed since it was built."""
+    whole = expected.tables[ATLAS]
     with run.stage("report") as facts:
         if not run.is_fresh(ATLAS, whole):
             run.withdraw(ATLAS)
@@ -63,7 +59,6 @@ def report(run: Run, plan: Plan, made: Mapping[str, str]) -> dict[str, str]:
             facts |= {"rows": progress.done, "bytes": written}
             run.commit(ATLAS, f"{ATLAS}/index.html", whole, progress.done)
             progress.close(run.folder.path(f"{ATLAS}/index.html"))
-    return {ATLAS: whole}
 
 
 def _atlas_data(run: Run, plan: Plan) -> AtlasData:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pyarrow.compute as pc
 import yaml
 
-from core.errors import ConfigError, StoppedEarly, close_names
+from core.errors import ConfigError, close_names
 from pipeline.concepts import score_concepts
 from pipeline.config import OWN_SCORE, Config
-from pipeline.engine import engine
-from pipeline.fit import EXPLANATIONS, fit
+from pipeline.engine import engine, recording_workers
+from pipeline.expected import EXPLANATIONS, IMAGES, QUARANTINE, SCORES, STAGES, expect
+from pipeline.fit import fit
 from pipeline.moments import gather_moments
 from pipeline.plan import Plan, prepare
-from pipeline.record import record
+from pipeline.record import record, resolved_dtype
 from pipeline.report import report
 from pipeline.rundir import Run
-from pipeline.shards import QUARANTINE
-from pipeline.simulate import SCORES, simulate
-
-STAGES = ("record", "concepts", "moments", "fit", "simulate", "report")
+from pipeline.signals import stop_signals
+from pipeline.simulate import simulate
 
 #: Exit codes of the command line.
 DONE, USAGE, DONE_WITH_FAILURES, ABOVE_THRESHOLD, STOPPED = 0, 2, 3, 4, 75
@@ -87,9 +81,11 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
                 f"{', '.join(STAGES)}"
             )
     begun = time.monotonic()
+    run = Run(out)
+    if run.folder.is_file():
+        raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
     plan = prepare(config)
     print(plan_line(plan), file=sys.stderr, flush=True)
-    run = Run(out)
     run.folder.write("run.yaml", resolved_yaml(config).encode())
     with engine(config.ray), stop_signals():
         carry_out(run, plan, stages or STAGES)
@@ -108,55 +104,34 @@ def plan_line(plan: Plan) -> str:
     )
 
 
-def carry_out(run: Run, plan: Plan, stages: Sequence[str]) -> dict[str, str]:
-    """Run the named stages on a Ray that is up; returns the fingerprints of all tables."""
-    made: dict[str, str] = {}
-    steps: dict[str, Any] = {
-        "record": lambda: record(run, plan),
-        "concepts": lambda: score_concepts(run, plan, made),
-        "moments": lambda: gather_moments(run, plan, made),
-        "fit": lambda: fit(run, plan, made),
-        "simulate": lambda: simulate(run, plan, made),
-        "report": lambda: report(run, plan, made),
+def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
+    """Run the named stages on a Ray that is up.
+
+    Raises:
+        ConfigError: A stage that is not named has left a table that a named one would read stale.
+    """
+    workers = recording_workers(plan.config.ray)
+    dtype = resolved_dtype(plan.config.target.dtype, workers)
+    expected = expect(plan, dtype)
+    steps = {
+        "record": lambda: record(run, plan, expected, workers, dtype),
+        "concepts": lambda: score_concepts(run, plan, expected),
+        "moments": lambda: gather_moments(run, plan, expected),
+        "fit": lambda: fit(run, plan, expected),
+        "simulate": lambda: simulate(run, plan, expected),
+        "report": lambda: report(run, plan, expected),
     }
-    committed = {name: entry.fingerprint for name, entry in run.tables().items()}
-    for stage in STAGES:
+    last = max(STAGES.index(stage) for stage in stages)
+    for stage in STAGES[: last + 1]:
+        made = expected.of_stage(stage)
+        stale = [table for table, m in made.items() if not run.is_fresh(table, m)]
         if stage in stages:
-            made |= steps[stage]()
-        else:
-            made |= {n: f for n, f in committed.items() if n not in made and _made_by(n) == stage}
-    return made
-
-
-def _made_by(table: str) -> str:
-    """The stage that makes a table."""
-    head = table.partition("/")[0]
-    return {
-        "concept_scores": "concepts",
-        "concepts": "concepts",
-        "moments": "moments",
-        EXPLANATIONS: "fit",
-        SCORES: "simulate",
-        "atlas": "report",
-    }.get(head, "record")
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into `StoppedEarly`, which stages pass through in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise StoppedEarly(f"stopped by {signal.Signals(number).name}; run again to resume")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            steps[stage]()
+        elif stale:
+            raise ConfigError(
+                f"stage {STAGES[last]!r} builds on {stale[0]!r}, which is missing or was made with "
+                f"another configuration; add --stage {stage}, or leave --stage out"
+            )
 
 
 def resolved_yaml(config: Config) -> str:
@@ -171,7 +146,7 @@ def summarise(run: Run, seconds: float = 0.0) -> Summary:
     stages = run.ledger()["stages"]
     return Summary(
         url=run.folder.url,
-        images=tables["images"].rows if "images" in tables else 0,
+        images=tables[IMAGES].rows if IMAGES in tables else 0,
         quarantined=tables[QUARANTINE].rows if QUARANTINE in tables else 0,
         neurons=dict(stages.get("fit", {}).get("neurons", {})) if EXPLANATIONS in tables else {},
         means=mean_scores(run) if SCORES in tables else [],

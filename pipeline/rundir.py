@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from core.errors import RecordingError, close_names
+from core.errors import ConfigError, RecordingError, close_names
 from pipeline.storage import Folder
 
 #: Changes when tables made by an older version must not be taken for fresh.
@@ -51,11 +51,11 @@ class Run:
         """An existing run.
 
         Raises:
-            RecordingError: There is no run at this place.
+            ConfigError: There is no run at this place.
         """
         run = cls(url)
         if not run.folder.exists("manifest.json"):
-            raise RecordingError(
+            raise ConfigError(
                 f"{run.folder.url!r} is not a run directory (it has no manifest.json); "
                 "'neuroscribe run CONFIG.yaml --out RUN' makes one"
             )
@@ -130,6 +130,7 @@ class Run:
 
     def write(self, name: str, path: str, table: pa.Table, fingerprint: str) -> int:
         """Write and commit a table of one file; returns its bytes."""
+        self.withdraw(name)
         size = self.folder.write_table(path, table)
         self.commit(name, path, fingerprint, table.num_rows)
         return size

@@ -24,24 +24,13 @@ from actors.views import View
 from core.errors import RecordingError
 from pipeline.columns import activation_column, array_of, binary_column, vectors
 from pipeline.engine import Workers
+from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.plan import ClipPlan, TargetPlan, clip_fingerprint, target_fingerprint
 from pipeline.sources import fetch
 from pipeline.storage import Folder
 
-IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
-
 #: Shard number of the rows that fill the last block up to the size of the others.
 PADDING = -1
-
-
-def embeddings_table(name: str) -> str:
-    """Name of the table of a model's image embeddings."""
-    return f"embeddings/{name}"
-
-
-def table_path(table: str) -> str:
-    """Folder of a recorded table, relative to the run."""
-    return f"recordings/{table}"
 
 
 class DecodeShard:
@@ -67,7 +56,7 @@ class DecodeShard:
             reasons.append(reason)
             for key, array in pixels.items():
                 arrays[key][position] = array
-        block = block.select(["shard", "parts", "image_id", "path", "label", "split"])
+        block = block.select(["shard", "parts", "image_id", "path"])
         block = block.append_column("reason", pa.array(reasons, pa.string()))
         for number, array in enumerate(arrays.values()):
             block = block.append_column(f"view{number}", binary_column(array))
@@ -112,21 +101,16 @@ class RecordShard:
                 f"a block holds shards {numbers}, expected one: a fault in streaming"
             )
         parts: dict[str, str] = json.loads(block["parts"][0].as_py())
-        good = pc.is_null(block["reason"])
-        images = block.filter(good)
-        bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
-        written = self._write_rows(numbers[0], images, bad, parts)
+        images, bad, written = self._usable(numbers[0], block, parts[QUARANTINE])
         views = {
             key: array_of(images[f"view{number}"], view)
             for number, (key, view) in enumerate(self.views.items())
         }
         infer = write = 0.0
         overflowed = 0
-        for table in parts:
-            if table == IMAGES:
-                continue
+        for table in (table for table in parts if table != QUARANTINE):
             begun = time.perf_counter()
-            columns, beyond = self._columns(table, views, images.num_rows)
+            columns, beyond = self._columns(table, views)
             overflowed += beyond
             inferred = time.perf_counter()
             content = pa.table({"image_id": images["image_id"], **columns})
@@ -137,7 +121,7 @@ class RecordShard:
             {
                 "shard": numbers,
                 "images": [images.num_rows],
-                "quarantined": [bad.num_rows],
+                "quarantined": [bad],
                 "overflowed": [overflowed],
                 "bytes": [written],
                 "infer_seconds": [infer],
@@ -145,28 +129,30 @@ class RecordShard:
             }
         )
 
-    def _write_rows(
-        self, number: int, images: pa.Table, bad: pa.Table, parts: Mapping[str, str]
-    ) -> int:
-        """Commit which images are used, once; a later pass must find the same ones usable."""
-        rows = images.select(["image_id", "path", "split", "label"])
-        if self.folder.exists(parts[IMAGES]):
-            known = self.folder.read_table(parts[IMAGES], ["image_id"])["image_id"]
-            if known.to_pylist() != rows["image_id"].to_pylist():
-                raise RecordingError(
-                    f"shard {number}: {rows.num_rows} images can be used now and {len(known)} could "
-                    "when it was first recorded, yet the files look unchanged; run again when the "
-                    "storage is well, or record into a new run directory"
-                )
-            return 0
-        written = 0
-        if bad.num_rows:
-            name = parts[IMAGES].replace(table_path(IMAGES), table_path(QUARANTINE))
-            written += self.folder.write_table(name, bad)
-        return written + self.folder.write_table(parts[IMAGES], rows)
+    def _usable(self, number: int, block: pa.Table, quarantine: str) -> tuple[pa.Table, int, int]:
+        """The images to use, how many are not, and the bytes written to say so.
+
+        What cannot be used is decided when a shard is first recorded, and written before anything
+        else: every later pass, by whatever model, uses the same images.
+        """
+        good = pc.is_null(block["reason"])
+        if not self.folder.exists(quarantine):
+            bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
+            return block.filter(good), bad.num_rows, self.folder.write_table(quarantine, bad)
+        known = self.folder.read_table(quarantine, ["image_id"])["image_id"].combine_chunks()
+        used = pc.invert(pc.is_in(block["image_id"], value_set=known))
+        lost = block.filter(pc.and_(used, pc.invert(good)))
+        if lost.num_rows:
+            raise RecordingError(
+                f"shard {number}: {lost.num_rows} images that could be used when it was first "
+                f"recorded cannot be used now, for instance {lost['path'][0].as_py()!r} "
+                f"({lost['reason'][0].as_py()}), yet the files look unchanged; run again when the "
+                "storage is well"
+            )
+        return block.filter(used), len(known), 0
 
     def _columns(
-        self, table: str, views: Mapping[str, np.ndarray], images: int
+        self, table: str, views: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, pa.Array], int]:
         """What one model makes of a shard, as columns of fixed-size lists of float16."""
         recorded = self.recorders[table].record(views)

@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 from actors.layers import LayerInfo
 from core.errors import ConfigError, close_names
 from pipeline.config import OWN_SCORE
-from pipeline.fit import EXPLANATIONS
+from pipeline.expected import EXPLANATIONS, SCORES, STAGES
 from pipeline.progress import duration
-from pipeline.run import STAGES, Summary, summarise
+from pipeline.run import Summary, summarise
 from pipeline.rundir import Run
-from pipeline.simulate import SCORES
 
 
 def summary_lines(summary: Summary) -> list[str]:

@@ -19,23 +19,27 @@ from scipy import sparse
 from core.concept_scores import sigmoid_scores
 from core.correlation import correlation_with_interval
 from core.errors import ConceptError
-from pipeline.concepts import embed_texts, read_split, scores_table
+from pipeline.concepts import embed_texts, read_split
 from pipeline.config import OWN_SCORE
 from pipeline.engine import run_tasks
+from pipeline.expected import (
+    ACTIVATIONS,
+    EXPLANATIONS,
+    IMAGES,
+    SCORES,
+    Expected,
+    embeddings_table,
+    scores_table,
+)
 from pipeline.fingerprints import fingerprint
-from pipeline.fit import BLOCK, EXPLANATIONS
+from pipeline.fit import BLOCK
 from pipeline.moments import active_positions, columns_of
 from pipeline.plan import ClipPlan, Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
-from pipeline.shards import ACTIVATIONS, IMAGES, embeddings_table
 from pipeline.storage import Folder
 
-SCORES = "scores"
 WORK = "work/scores"
-
-#: Changes when the same explanations and recordings would give other scores.
-METHOD_VERSION = 1
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -53,33 +57,14 @@ SCORE_SCHEMA = pa.schema(
 )
 
 
-def simulate(run: Run, plan: Plan, made: Mapping[str, str]) -> dict[str, str]:
-    """Score every length of every explanation by every simulator, and commit the table.
-
-    Returns:
-        The fingerprint of the table of scores.
-    """
-    confidence = plan.config.simulate.confidence
-    simulators = [plan.clips[s.name] for s in plan.config.simulators]
-    facts_of_simulators = [[s.name, s.fingerprint, s.slope, s.shift] for s in simulators]
-    recordings = {
-        t: made[t] for t in sorted(made) if t.startswith(("embeddings/", "concept_scores/"))
-    }
-    whole = fingerprint(
-        SCORES,
-        METHOD_VERSION,
-        made[EXPLANATIONS],
-        made[IMAGES],
-        made[ACTIVATIONS],
-        recordings,
-        facts_of_simulators,
-        confidence,
-    )
+def simulate(run: Run, plan: Plan, expected: Expected) -> None:
+    """Score every length of every explanation by every simulator, and commit the table."""
+    made = expected.tables[SCORES]
+    simulators = [plan.clips[simulator.name] for simulator in plan.config.simulators]
     with run.stage("simulate") as facts:
-        if not run.is_fresh(SCORES, whole):
+        if not run.is_fresh(SCORES, made):
             run.withdraw(SCORES)
-            _score_blocks(run, plan, simulators, whole, facts)
-    return {SCORES: whole}
+            _score_blocks(run, plan, simulators, made, facts)
 
 
 def _score_blocks(
@@ -106,7 +91,8 @@ def _score_blocks(
             )
             layer = mine.filter(here)
             for start in range(0, column.neurons, BLOCK):
-                name = part_name(WORK, len(names), fingerprint(whole, len(names)))
+                block = fingerprint(whole, explainer.name, column.name, start)
+                name = part_name(WORK, len(names), block)
                 names.append(name)
                 neurons = layer["neuron"]
                 inside = pc.and_(pc.greater_equal(neurons, start), pc.less(neurons, start + BLOCK))
@@ -148,7 +134,7 @@ def _read_test(
     column: str,
     positions: np.ndarray | None,
 ) -> np.ndarray:
-    parts = [read_split(folder, images, table, column, "test") for images, table in jobs]
+    parts = [read_split(folder, *job, [column])["test"][column] for job in jobs]
     whole = np.concatenate(parts)
     return whole if positions is None else np.ascontiguousarray(whole[:, positions])
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -23,9 +23,13 @@ import pyarrow.parquet as pq
 from core.errors import SourceError, close_names
 from core.splits import split_of
 from pipeline.config import ImagesConfig, SplitConfig
+from pipeline.storage import filesystem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 MANIFEST_SUFFIXES = (".csv", ".parquet")
+
+#: Seconds between tries to read an image.
+RETRY_SECONDS = (0.2, 1.0)
 
 #: Columns of the index. `url`, `offset` and `length` say where the bytes are (length −1: the whole
 #: file); `stamp` changes when the content does: size and modification time, or an object's etag.
@@ -62,7 +66,7 @@ def read_index(config: ImagesConfig) -> ImageIndex:
     Raises:
         SourceError: The path is missing, holds no image, or its labels or splits cannot be read.
     """
-    fs, root = fsspec.core.url_to_fs(config.path)
+    fs, root = filesystem(config.path)
     if not _has_magic(root) and not fs.exists(root):
         raise SourceError(
             f"images.path {config.path!r} does not exist; give a folder of class folders, WebDataset "
@@ -92,18 +96,31 @@ def read_index(config: ImagesConfig) -> ImageIndex:
 
 
 def fetch(row: Mapping[str, Any]) -> bytes:
-    """The bytes of one image of the index.
+    """The bytes of one image of the index; what may be a passing fault is tried three times.
 
     Raises:
         OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
     """
-    fs, path = fsspec.core.url_to_fs(row["url"])
-    if row["length"] < 0:
+    fs, path = filesystem(row["url"])
+    for wait in (*RETRY_SECONDS, None):
+        try:
+            return _read(fs, path, row["offset"], row["length"])
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except OSError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _read(fs: Any, path: str, offset: int, length: int) -> bytes:
+    if length < 0:
         data: bytes = fs.cat_file(path)
         return data
-    data = fs.cat_file(path, start=row["offset"], end=row["offset"] + row["length"])
-    if len(data) != row["length"]:
-        raise OSError(f"{len(data)} bytes where {row['length']} were listed")
+    data = fs.cat_file(path, start=offset, end=offset + length)
+    if len(data) != length:
+        raise OSError(f"{len(data)} bytes where {length} were listed")
     return data
 
 
@@ -219,6 +236,11 @@ def _tar_samples(
                 if not member.isfile():
                     continue
                 if f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
+                    if key in images:
+                        raise SourceError(
+                            f"{path!r} has two images for the key {key!r}: {images[key].name!r} and "
+                            f"{member.name!r}; keep one image a sample"
+                        )
                     images[key] = member
                 elif suffix == "json" and config.label is not None:
                     labels[key] = _json_label(tar, member, config.label, path)

@@ -19,6 +19,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from core.errors import ConfigError
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and the path within it.
+
+    Raises:
+        ConfigError: fsspec knows no such protocol, or the package for it is not installed.
+    """
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"{url!r} cannot be opened: {error}; use a local path, or a URL whose fsspec package is "
+            "installed (s3:// is)"
+        ) from error
+    return found
+
 
 class Folder:
     """A folder, local or remote, addressed by paths relative to it. It is pickled as its URL."""
@@ -26,7 +44,7 @@ class Folder:
     def __init__(self, url: str | Path) -> None:
         text = str(url)
         self.url = text if "://" in text else str(Path(text).resolve())
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._fs, self._root = filesystem(self.url)
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
@@ -41,6 +59,10 @@ class Folder:
 
     def _full(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    def is_file(self) -> bool:
+        """Whether a file stands where the folder would be."""
+        return bool(self._fs.isfile(self._root))
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of this name is there."""
@@ -99,8 +121,9 @@ class Folder:
         self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file."""
-        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+        """One Parquet file; only the columns asked for are fetched."""
+        with self._fs.open(self._full(name), "rb") as file:
+            return pq.read_table(file, columns=columns)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int = 4096) -> int:
         """Write one Parquet file (zstd, no dictionaries: best for float16) and return its bytes."""
@@ -125,7 +148,10 @@ class Folder:
 
     def read_arrays(self, name: str, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of an uncompressed npz file whose names begin with `prefix`."""
-        with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as arrays:
+        with (
+            self._fs.open(self._full(name), "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> int:

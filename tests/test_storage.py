@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.errors import RecordingError
+from core.errors import ConfigError, RecordingError
 from pipeline.rundir import Run, part_name
 from pipeline.storage import Folder
 
@@ -86,5 +86,5 @@ def test_a_table_that_is_not_committed_is_asked_for_by_name(folder: Folder) -> N
     assert not run.is_fresh("scores", "g")
     with pytest.raises(RecordingError, match=r"close names: 'scores'"):
         run.entry("score")
-    with pytest.raises(RecordingError, match="not a run directory"):
+    with pytest.raises(ConfigError, match="not a run directory"):
         Run.open("memory://nowhere-at-all")
