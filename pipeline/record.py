@@ -53,13 +53,13 @@ def record(run: Run, plan: Plan, expected: Expected, workers: Workers, dtype: st
         for table in {table for tables in pending.values() for table in tables}:
             run.withdraw(table)
         bad = _read_quarantine(run, expected)
-        try:
-            _refuse_above(run, plan, bad.num_rows)
-            if pending:
+        _refuse_above(run, plan, bad.num_rows)
+        if pending:
+            try:
                 _stream(run, plan, workers, dtype, expected, pending, bad.num_rows, facts)
-        finally:
-            bad = _read_quarantine(run, expected)
-            run.folder.write_table("quarantine.parquet", bad)
+            finally:
+                bad = _read_quarantine(run, expected)
+                run.folder.write_table("quarantine.parquet", bad)
         _refuse_above(run, plan, bad.num_rows)
         _write_images(run, plan, expected)
         _commit(run, plan, expected, bad)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import planted_network
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -137,6 +139,10 @@ def test_too_many_bad_images_stop_the_run_with_exit_code_4(
     config = write_config(tmp_path)
     assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 4
     assert "max_quarantined" in capsys.readouterr().err
+    # Starting again does not get around the limit.
+    assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 4
+    listed = Run(tmp_path / "run").folder.read_table("quarantine.parquet")
+    assert 15 < listed.num_rows <= 60
 
 
 def test_a_changed_image_is_recorded_again_with_its_shard_only(
@@ -159,6 +165,85 @@ def test_a_changed_image_is_recorded_again_with_its_shard_only(
     fresh = tmp_path / "fresh"
     main(["run", str(config), "--out", str(fresh)])
     assert contents(run) == contents(Run.open(fresh))
+
+
+def test_a_new_split_uses_the_same_images_without_decoding_them_again(
+    tmp_path: Path, local_ray: None
+) -> None:
+    planted_network.write_images(tmp_path, 400)
+    first = tmp_path / "images/even/00000.png"
+    data, stat = first.read_bytes(), first.stat()
+    first.write_bytes(b"x" * len(data))
+    os.utime(first, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    out = tmp_path / "run"
+    assert main(["run", str(write_config(tmp_path)), "--out", str(out)]) == 3
+    run = Run.open(out)
+    recorded = {p: run.folder.read(p) for p in run.parts("activations")}
+    # The file is well again, yet looks the same: what was decided for one model holds for all.
+    first.write_bytes(data)
+    os.utime(first, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    images = {"path": str(tmp_path / "images"), "split": {"seed": 5}}
+    assert main(["run", str(write_config(tmp_path, images=images)), "--out", str(out)]) == 3
+    assert {p: run.folder.read(p) for p in run.parts("activations")} == recorded
+    ids = run.read("images")["image_id"].to_pylist()
+    assert ids == run.read("activations")["image_id"].to_pylist()
+    assert len(ids) == 399
+    target = {"model": "python:planted_network:network", "layers": ["neurons"], "dtype": "bfloat16"}
+    config = write_config(tmp_path, images=images, target=target)
+    assert main(["run", str(config), "--out", str(out)]) == 3
+    assert run.read("activations")["image_id"].to_pylist() == ids
+
+
+def test_a_file_that_vanishes_between_two_models_stops_the_run(
+    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted_network.write_images(tmp_path, 300)
+    out = tmp_path / "run"
+    main(["run", str(write_config(tmp_path)), "--out", str(out)])
+    first = tmp_path / "images/even/00000.png"
+    stat = first.stat()
+    first.write_bytes(b"x" * stat.st_size)
+    os.utime(first, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    target = {"model": "python:planted_network:network", "layers": ["neurons"], "dtype": "bfloat16"}
+    capsys.readouterr()
+    assert main(["run", str(write_config(tmp_path, target=target)), "--out", str(out)]) == 1
+    assert "could be used when it was first recorded cannot be used now" in capsys.readouterr().err
+
+
+def test_a_single_stage_refuses_tables_of_another_configuration(
+    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted_network.write_images(tmp_path, 300)
+    out = tmp_path / "run"
+    config = write_config(tmp_path)
+    command = ["run", str(config), "--out", str(out), "--stage"]
+    assert main([*command, "fit"]) == 2
+    assert "--stage record" in capsys.readouterr().err
+    assert main([*command, "record", "concepts", "moments"]) == 0
+    assert main([*command, "fit"]) == 3
+    columns = planted_network.NAMES[::-1]
+    concepts = planted_network.config(tmp_path)["concepts"][0] | {"columns": columns}  # type: ignore[index]
+    write_config(tmp_path, concepts=[concepts])
+    assert main([*command, "fit"]) == 2
+    assert "made with another configuration" in capsys.readouterr().err
+
+
+def test_the_order_of_explainers_changes_the_order_of_rows_and_nothing_else(
+    tmp_path: Path, local_ray: None
+) -> None:
+    planted_network.write_images(tmp_path, 300)
+    path = str(tmp_path / "concepts.parquet")
+    explainers = [
+        {"name": name, "kind": "table", "path": path, "columns": planted_network.NAMES[start::2]}
+        for start, name in enumerate(["first", "second"])
+    ]
+    out = tmp_path / "run"
+    tables = []
+    for order in (explainers, explainers[::-1]):
+        main(["run", str(write_config(tmp_path, concepts=order)), "--out", str(out)])
+        tables.append(Run.open(out).read("explanations").to_pylist())
+    assert [row["explainer"] for row in tables[0]] != [row["explainer"] for row in tables[1]]
+    assert sorted(map(str, tables[0])) == sorted(map(str, tables[1]))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +270,13 @@ def test_a_changed_image_is_recorded_again_with_its_shard_only(
         ({"concept_list": "twice"}, "on lines 1 and 3"),
         ({"concept_list": "blank"}, "blank lines, the first is line 2"),
         ({"ray": {"gpus_per_actor": 1}}, "has 0 GPUs"),
+        ({"ray": {"actors": 64}}, "leave none to decode"),
+        ({"images": {"path": "foo://x"}}, "foo://x"),
+        ({"concepts": [{"name": "c", "kind": "table", "path": "short.parquet"}]}, "has no row for"),
+        (
+            {"concepts": [{"name": "c", "kind": "table", "path": "nan.parquet"}]},
+            "missing or infinite",
+        ),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
@@ -197,6 +289,10 @@ def test_bad_requests_are_refused_before_any_work_with_exit_code_2(
 ) -> None:
     planted_network.write_images(tmp_path, 40)
     (tmp_path / "empty").mkdir()
+    whole_table = pq.read_table(tmp_path / "concepts.parquet")
+    pq.write_table(whole_table.slice(1), tmp_path / "short.parquet")
+    nan = pa.array([float("nan")] * whole_table.num_rows)
+    pq.write_table(whole_table.append_column("worse", nan), tmp_path / "nan.parquet")
     base = planted_network.config(tmp_path)
     if kind := sections.pop("concept_list", None):
         lines = {"twice": "dog\ncat\ndog\n", "blank": "dog\n\ncat\n"}[kind]
@@ -210,3 +306,17 @@ def test_bad_requests_are_refused_before_any_work_with_exit_code_2(
     assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob("part-*"))
+
+
+def test_a_run_directory_that_is_a_file_and_a_missing_run_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted_network.write_images(tmp_path, 40)
+    (tmp_path / "file").write_text("x")
+    config = write_config(tmp_path)
+    assert main(["run", str(config), "--out", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert main(["status", str(tmp_path / "nothing")]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+    config.write_bytes(b"images: \xff\xfe")
+    assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 2

@@ -155,3 +155,9 @@ def test_the_real_tars_hold_what_tarfile_says(shared: Path) -> None:
             assert file is not None
             assert fetch(row) == file.read()
             assert row["label"] in row["path"]
+
+
+def test_a_sample_with_two_images_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"k.png": picture(1), "k.mask.png": picture(2)})
+    with pytest.raises(SourceError, match=r"two images for the key 'k'.*k\.mask\.png"):
+        read_index(ImagesConfig(path=str(tmp_path)))

@@ -88,3 +88,20 @@ def test_a_table_that_is_not_committed_is_asked_for_by_name(folder: Folder) -> N
         run.entry("score")
     with pytest.raises(ConfigError, match="not a run directory"):
         Run.open("memory://nowhere-at-all")
+
+
+def test_a_kill_between_table_and_manifest_leaves_no_table_for_fresh(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(folder)
+    run.write("concepts", "concepts.parquet", pa.table({"x": [1]}), "a")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.write("concepts", "concepts.parquet", pa.table({"x": [2]}), "b")
+    assert not run.is_fresh("concepts", "a")
+    assert not run.is_fresh("concepts", "b")

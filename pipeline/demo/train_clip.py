@@ -57,14 +57,14 @@ class Recipe:
 RECIPES = {
     "a": Recipe(
         {
-            "timm_model_name": "tf_mobilenetv3_small_minimal_100",
+            "timm_model_name": "test_byobnet",
             "timm_model_pretrained": False,
             "timm_pool": "avg",
-            "timm_proj": "",
+            "timm_proj": "linear",
         },
         size=96,
         stream=101,
-        peak_rate=3e-3,
+        peak_rate=4e-3,
     ),
     "b": Recipe(
         {"layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train one of the demo's vision-language models.")
     parser.add_argument("--model", choices=sorted(RECIPES), required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=50_000, help="different pictures")
-    parser.add_argument("--epochs", type=int, default=16, help="times that each is seen")
+    parser.add_argument("--images", type=int, default=30_000, help="different pictures")
+    parser.add_argument("--epochs", type=int, default=14, help="times that each is seen")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=3_000, help="pictures for the metrics")
