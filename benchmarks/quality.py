@@ -118,7 +118,10 @@ def main() -> int:
             tables[name] = run.read("scores")
             seconds[name] = run.ledger()["stages"]["fit"].get("seconds")
         carry_out(run, plan)
-    rows = compare(tables["forward"], tables["paper"])
+    rows = [
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        for row in compare(tables["forward"], tables["paper"])
+    ]
     facts = {
         "command": " ".join(["python", "benchmarks/quality.py", chosen.config, "--out RUN"]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -130,7 +133,7 @@ def main() -> int:
     print(markdown(rows))
     print(json.dumps({k: v for k, v in facts.items() if k != "rows"}))
     if chosen.results:
-        chosen.results.write_text(json.dumps(facts, indent=2) + "\n")
+        chosen.results.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 
 
