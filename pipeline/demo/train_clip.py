@@ -1,7 +1,7 @@
 """Train the two small vision-language models that the demo ships with.
 
-    python -m pipeline.demo.train_clip --model a --out pipeline/demo/models/explainer
-    python -m pipeline.demo.train_clip --model b --out pipeline/demo/models/simulator
+    python -m pipeline.demo.train_clip --model a --epochs 18 --out pipeline/demo/models/explainer
+    python -m pipeline.demo.train_clip --model b --epochs 14 --out pipeline/demo/models/simulator
 
 Both start from random weights and learn from pictures drawn for them alone, with the sigmoid loss
 of SigLIP: for every picture and every concept the target is 1 if the concept is true of the picture
