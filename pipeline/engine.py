@@ -50,7 +50,8 @@ def engine(config: RayConfig) -> Iterator[None]:
     except ConnectionError as error:
         raise ConfigError(
             f"no Ray cluster answers at ray.address {config.address!r} ({error}); "
-            "start one, or leave ray.address out to work on this machine"
+            "start one, set the same RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on both sides, or leave "
+            "ray.address out to work on this machine"
         ) from error
     try:
         yield
