@@ -20,11 +20,8 @@ from pipeline.rundir import Run
 
 def summary_lines(summary: Summary) -> list[str]:
     """What a finished run has come to, for a person."""
-    neurons = ", ".join(f"{count:,} {status}" for status, count in sorted(summary.neurons.items()))
-    lines = [
-        "",
-        f"{summary.images:,} images, {summary.quarantined:,} quarantined; neurons: {neurons}",
-    ]
+    counts = f"; neurons: {_counts(summary.neurons)}" if summary.neurons else ""
+    lines = ["", f"{summary.images:,} images, {summary.quarantined:,} quarantined{counts}"]
     if summary.means:
         lines += [
             "",
@@ -42,6 +39,10 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.seconds:
         lines += [f"Done in {duration(summary.seconds)}."]
     return lines
+
+
+def _counts(neurons: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {status}" for status, count in sorted(neurons.items()))
 
 
 def _mean_lines(summary: Summary) -> list[str]:
@@ -115,8 +116,7 @@ def status_lines(run: Run) -> list[str]:
     lines = [facts["run"], *_table(head, rows, right=(2, 3, 4, 5)), ""]
     lines.append(f"  {facts['images']:,} images used, {facts['quarantined']:,} quarantined")
     if facts["neurons"]:
-        counts = ", ".join(f"{n:,} {status}" for status, n in sorted(facts["neurons"].items()))
-        lines.append(f"  neurons: {counts}")
+        lines.append(f"  neurons: {_counts(facts['neurons'])}")
     if facts["quarantined"]:
         reasons = run.read("quarantine", ["reason"])["reason"].value_counts().to_pylist()
         for entry in sorted(reasons, key=lambda e: -e["counts"]):
