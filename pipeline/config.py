@@ -32,17 +32,22 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class SplitConfig(_Strict):
     """How images are divided: by hash of `image_id` into fractions, or by a column of the source."""
 
     train: Fraction = 0.7
+    """Share of the images that weights are fitted on."""
     val: Fraction = 0.1
+    """Share that lengths are chosen on."""
     test: Fraction = 0.2
+    """Share that scores are reported on."""
     seed: int = 0
+    """Another seed gives another split."""
     column: str | None = None
+    """Column of a manifest that holds train, val or test; the other keys are then not used."""
 
     @model_validator(mode="after")
     def _fractions_sum_to_one(self) -> SplitConfig:
@@ -68,6 +73,7 @@ class ImagesConfig(_Strict):
     limit: Annotated[int, Field(gt=0)] | None = None
     """Use only the first N images in `image_id` order."""
     split: SplitConfig = SplitConfig()
+    """How images are divided."""
 
 
 class TargetConfig(_Strict):
@@ -82,7 +88,9 @@ class TargetConfig(_Strict):
     pooling: list[str] | dict[str, list[str]] = ["avg"]
     """Poolings for every layer, or `{pattern: [poolings]}`; the last pattern that matches counts."""
     batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Images in one forward pass; `auto` is 32 on a CPU and at most 256 on a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the forward pass; `auto` is bfloat16 where the processor computes in it."""
 
     @field_validator("pooling")
     @classmethod
@@ -104,14 +112,18 @@ class Calibration(_Strict):
     """Concept score = sigmoid(a · (cosine + b))."""
 
     a: Annotated[float, Field(gt=0)]
+    """Slope."""
     b: float
+    """Shift, in units of the cosine."""
 
 
 class ConceptsConfig(_Strict):
     """One explainer: a source of concept scores for every image."""
 
     name: Name
+    """What the explainer is called in tables and on pages."""
     kind: Literal["labels", "attributes", "open_clip", "table"]
+    """`labels` (with superclasses), `attributes` (columns of the manifest), `open_clip` or `table`."""
     hierarchy: str | None = None
     """`labels`: JSON file with classes and superclasses."""
     columns: list[str] | None = None
@@ -123,6 +135,7 @@ class ConceptsConfig(_Strict):
     concepts: str | None = None
     """`open_clip`: text file, one concept a line."""
     calibration: Literal["auto"] | Calibration = "auto"
+    """`open_clip`: `auto` is the model's own or the published one; or `{a: …, b: …}`."""
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> ConceptsConfig:
@@ -151,8 +164,11 @@ class SimulatorConfig(_Strict):
     """Another vision-language model, which predicts the neurons on test images."""
 
     name: Name
+    """What the simulator is called; not `explainer`."""
     model: str
+    """`local-dir:PATH`, `hf-hub:NAME` or `NAME/TAG`."""
     calibration: Literal["auto"] | Calibration = "auto"
+    """As for explainers."""
 
     @field_validator("name")
     @classmethod
@@ -175,9 +191,13 @@ class FitConfig(_Strict):
     """How explanations are searched for."""
 
     search: Literal["forward", "paper"] = "forward"
+    """`forward` looks at all active concepts; `paper` is the published search."""
     max_length: Annotated[int, Field(ge=1, le=100)] = 10
+    """Most concepts of an explanation; every length up to it is kept."""
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Validation correlation that may be given up for a shorter explanation."""
     sign: Literal["any"] = "any"
+    """Signs of the weights; only `any` so far."""
     preset: Literal["paper"] | None = None
     """`paper`: the published elastic net and greedy search with their published settings."""
 
@@ -202,7 +222,9 @@ class SimulateConfig(_Strict):
     """How explanations are scored."""
 
     metrics: list[Literal["correlation"]] = ["correlation"]
+    """Only `correlation` so far."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the confidence intervals."""
 
 
 class AtlasConfig(_Strict):

@@ -14,6 +14,7 @@ import ray
 
 from core.errors import ConfigError, NeuroscribeError, StoppedEarly
 from pipeline.config import RayConfig
+from pipeline.signals import deferred_signals, raise_if_stopped
 
 #: A local Ray promises at least this many logical CPUs: with fewer, Ray Data can wait for itself.
 MIN_LOGICAL_CPUS = 4
@@ -45,8 +46,11 @@ def engine(config: RayConfig) -> Iterator[None]:
     else:
         options["address"] = config.address
     try:
-        with _silent_stderr() if config.address is None else nullcontext():
+        with deferred_signals(), _silent_stderr() if config.address is None else nullcontext():
             ray.init(**options)
+    except SystemExit as error:
+        # While it starts, Ray answers SIGTERM by leaving the program.
+        raise StoppedEarly("stopped while Ray was starting; run again to resume") from error
     except ConnectionError as error:
         raise ConfigError(
             f"no Ray cluster answers at ray.address {config.address!r} ({error}); "
@@ -54,6 +58,7 @@ def engine(config: RayConfig) -> Iterator[None]:
             "ray.address out to work on this machine"
         ) from error
     try:
+        raise_if_stopped()
         yield
     finally:
         ray.shutdown()
@@ -160,6 +165,7 @@ def run_tasks(
             while waiting and len(running) < window:
                 position, call = waiting.pop()
                 running[remote.remote(*call)] = position
+            raise_if_stopped()
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
                 position = running.pop(reference)

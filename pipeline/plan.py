@@ -7,10 +7,13 @@ that can finish. The fingerprints made here decide what is fresh.
 from __future__ import annotations
 
 import gc
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from actors.clip import Clip, check_clip, load_clip
 from actors.fingerprint import state_fingerprint
@@ -172,12 +175,24 @@ def image_size(preprocess: Preprocess) -> tuple[int, int]:
 
 def target_fingerprint(target: Target, preprocess: Preprocess) -> str:
     """What a target's activations depend on, beside the images: network, weights, preprocessing."""
-    return fingerprint(FORMAT_VERSION, state_fingerprint(target.module), preprocess.key)
+    return fingerprint(FORMAT_VERSION, state_fingerprint(target.module), _sight(preprocess))
 
 
 def clip_fingerprint(clip: Clip, preprocess: Preprocess) -> str:
     """What a vision-language model's embeddings depend on, beside the images and texts."""
-    return fingerprint(FORMAT_VERSION, state_fingerprint(clip.model), preprocess.key)
+    return fingerprint(FORMAT_VERSION, state_fingerprint(clip.model), _sight(preprocess))
+
+
+def _sight(preprocess: Preprocess) -> list[str]:
+    """What a preprocessing is made from; one that is kept whole is also tried on a picture.
+
+    A user's own function may read what its code does not show, such as a constant of a module.
+    """
+    if not preprocess.view.whole:
+        return [preprocess.key]
+    pixels = np.random.RandomState(0).randint(0, 256, (97, 131, 3)).astype(np.uint8)
+    seen = preprocess.view.apply(Image.fromarray(pixels))
+    return [preprocess.key, hashlib.blake2b(seen.tobytes(), digest_size=12).hexdigest()]
 
 
 def _clip_models(config: Config) -> dict[str, tuple[str, Calibration | str]]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.compute as pc
 import yaml
 
 from core.errors import ConfigError, close_names
@@ -38,6 +37,10 @@ class MeanScore:
     explainer: str
     simulator: str
     neurons: int
+    """Neurons with a score."""
+    total: int
+    """Neurons of the layer; a score is undefined where a neuron is not `ok`, or where it or its
+    prediction does not vary on test images."""
     length: float
     correlation: float
 
@@ -164,10 +167,10 @@ def summarise(run: Run, seconds: float = 0.0) -> Summary:
 def mean_scores(run: Run) -> list[MeanScore]:
     """Mean test correlation of chosen explanations, by layer, explainer and simulator."""
     scores = run.read(SCORES)
-    scores = scores.filter(pc.and_(scores["chosen"], pc.is_valid(scores["correlation"])))
+    scores = scores.filter(scores["chosen"])
     keys = ["layer", "pooling", "explainer", "simulator"]
     means = scores.group_by(keys, use_threads=False).aggregate(
-        [("correlation", "mean"), ("length", "mean"), ("neuron", "count")]
+        [("correlation", "mean"), ("length", "mean"), ("correlation", "count"), ("neuron", "count")]
     )
     rows = [
         MeanScore(
@@ -175,11 +178,13 @@ def mean_scores(run: Run) -> list[MeanScore]:
             row["pooling"],
             row["explainer"],
             row["simulator"],
+            row["correlation_count"],
             row["neuron_count"],
             row["length_mean"],
             row["correlation_mean"],
         )
         for row in means.to_pylist()
+        if row["correlation_count"]
     ]
     layers = {row.layer: number for number, row in reversed(list(enumerate(rows)))}
     return sorted(

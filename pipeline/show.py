@@ -52,7 +52,7 @@ def _mean_lines(summary: Summary) -> list[str]:
             m.layer if m.pooling == "avg" else f"{m.layer} ({m.pooling})",
             m.explainer,
             "itself (fit check)" if m.simulator == OWN_SCORE else m.simulator,
-            f"{m.neurons:,}",
+            f"{m.neurons:,}" if m.neurons == m.total else f"{m.neurons:,} of {m.total:,}",
             f"{m.length:.1f}",
             f"{m.correlation:.3f}",
         )
@@ -149,7 +149,7 @@ def equation(row: dict[str, Any]) -> str:
         sign = "−" if weight < 0 else ("+" if text else "")
         text += f"{' ' if text else ''}{sign}{' ' if text else ''}{abs(weight):.3g}·{concept}"
     bias = row["bias"]
-    if bias is None:
+    if bias is None or (text and abs(bias) < 1e-9 * max(map(abs, row["weights"]))):
         return text
     sign = "−" if bias < 0 else ("+" if text else "")
     return f"{text}{' ' if text else ''}{sign}{' ' if text else ''}{abs(bias):.3g}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from core.errors import ConfigError
-from pipeline.config import load_config, parse_config
+from pipeline.config import Calibration, Config, SplitConfig, load_config, parse_config
 from pipeline.run import resolved_yaml
 
 GOOD: dict[str, Any] = {
@@ -109,3 +110,17 @@ def test_the_examples_are_valid_configurations() -> None:
     assert examples
     for example in examples:
         load_config(example)
+
+
+def test_every_key_of_the_configuration_is_documented() -> None:
+    documented = (Path(__file__).parents[1] / "docs/configuration.md").read_text()
+    sections = [model for field in Config.model_fields.values() for model in _models(field)]
+    for model in [*sections, SplitConfig, Calibration]:
+        for key, field in model.model_fields.items():
+            assert f"| `{key}` |" in documented, f"{model.__name__}.{key}"
+            assert field.description, f"{model.__name__}.{key}"
+
+
+def _models(field: Any) -> list[Any]:
+    found = [field.annotation, *get_args(field.annotation)]
+    return [m for m in found if isinstance(m, type) and issubclass(m, BaseModel)]

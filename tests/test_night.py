@@ -49,7 +49,10 @@ def wait_for(condition: Any, seconds: float, process: subprocess.Popen[bytes]) -
 
 @pytest.mark.parametrize(
     ("moment", "kind"),
-    [("recordings/activations", signal.SIGKILL), ("explanations.parquet", signal.SIGTERM)],
+    [
+        ("recordings/activations", signal.SIGKILL),
+        ("explanations.parquet", signal.SIGTERM),
+    ],
 )
 def test_a_killed_run_resumes_to_bit_identical_tables(
     tmp_path: Path, local_ray: None, moment: str, kind: signal.Signals
@@ -69,7 +72,7 @@ def test_a_killed_run_resumes_to_bit_identical_tables(
         os.killpg(process.pid, kind)
     else:
         process.send_signal(kind)
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=120)
     assert code == (-signal.SIGKILL if kind == signal.SIGKILL else 75)
     parts = len(list((out / "recordings/activations").glob("part-*")))
     assert not (out / "manifest.json").exists() or "atlas" not in Run(out).tables()
