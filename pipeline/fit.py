@@ -66,7 +66,7 @@ def fit(run: Run, plan: Plan, expected: Expected) -> None:
         if not run.is_fresh(EXPLANATIONS, made):
             run.withdraw(EXPLANATIONS)
             _fit_blocks(run, plan, made, facts)
-            facts["neurons"] = _count_statuses(run)
+            facts["neurons"] = count_statuses(run)
 
 
 def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _count_statuses(run: Run) -> dict[str, int]:
+def count_statuses(run: Run) -> dict[str, int]:
     """Neurons by status, counted once whatever their explainers and lengths."""
     table = run.read(EXPLANATIONS, ["layer", "pooling", "neuron", "status"])
     counts = table.group_by(["layer", "pooling", "neuron", "status"]).aggregate([])

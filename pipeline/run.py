@@ -15,7 +15,7 @@ from pipeline.concepts import score_concepts
 from pipeline.config import OWN_SCORE, Config
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import EXPLANATIONS, IMAGES, QUARANTINE, SCORES, STAGES, expect
-from pipeline.fit import fit
+from pipeline.fit import count_statuses, fit
 from pipeline.moments import gather_moments
 from pipeline.plan import Plan, prepare
 from pipeline.record import record, resolved_dtype
@@ -152,12 +152,11 @@ def resolved_yaml(config: Config) -> str:
 def summarise(run: Run, seconds: float = 0.0) -> Summary:
     """What the tables of a run say so far."""
     tables = run.tables()
-    stages = run.ledger()["stages"]
     return Summary(
         url=run.folder.url,
         images=tables[IMAGES].rows if IMAGES in tables else 0,
         quarantined=tables[QUARANTINE].rows if QUARANTINE in tables else 0,
-        neurons=dict(stages.get("fit", {}).get("neurons", {})) if EXPLANATIONS in tables else {},
+        neurons=count_statuses(run) if EXPLANATIONS in tables else {},
         means=mean_scores(run) if SCORES in tables else [],
         atlas=run.folder.path(tables["atlas"].path) if "atlas" in tables else None,
         seconds=seconds,
