@@ -66,7 +66,6 @@ def fit(run: Run, plan: Plan, expected: Expected) -> None:
         if not run.is_fresh(EXPLANATIONS, made):
             run.withdraw(EXPLANATIONS)
             _fit_blocks(run, plan, made, facts)
-            facts["neurons"] = count_statuses(run)
 
 
 def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None:
