@@ -196,6 +196,7 @@ class _Runner:
         self.dtype = dtype
         self.batch_size = batch_size
         self._checked = False
+        self._staging: _Staging | None = None
         transform = part.target.transform if isinstance(part, TargetPart) else part.clip.transform
         self.preprocess: Preprocess = split_transform(transform)
         module: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
@@ -236,12 +237,15 @@ class _Runner:
 
     def _prepare(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
         """A batch of the full size on the device; rows beyond the images repeat the first one."""
-        missing = self.batch_size - len(chunk)
-        whole = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)])
-        batch = torch.from_numpy(whole)
         if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = self.preprocess.normalise(batch.to(self.device, non_blocking=True))
+            shape = (self.batch_size, *chunk.shape[1:])
+            if self._staging is None or self._staging.shape != shape:
+                self._staging = _Staging(shape, torch.from_numpy(chunk[:1]).dtype)
+            batch = self._staging.to_device(chunk, self.device)
+        else:
+            missing = self.batch_size - len(chunk)
+            batch = torch.from_numpy(np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]))
+        batch = self.preprocess.normalise(batch)
         return batch.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _activations(self, batch: Tensor) -> dict[_Key, Tensor]:
@@ -254,6 +258,33 @@ class _Runner:
     def _embed(self, batch: Tensor) -> dict[_Key, Tensor]:
         assert isinstance(self.part, ClipPart)
         return {("", ""): self.part.clip.encode_images(batch)}
+
+
+class _Staging:
+    """Two page-locked buffers that batches pass through on their way to a GPU, in turn.
+
+    The next batch is laid into one while the GPU still reads the other or computes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.shape = shape
+        self._buffers = [torch.empty(shape, dtype=dtype, pin_memory=True) for _ in range(2)]
+        self._read: list[Any] = [None, None]
+        self._turn = 0
+
+    def to_device(self, chunk: Shaped[np.ndarray, "images a b c"], device: torch.device) -> Tensor:
+        """The images on the device; rows beyond them repeat the first one."""
+        turn, self._turn = self._turn, 1 - self._turn
+        if self._read[turn] is not None:
+            self._read[turn].synchronize()
+        buffer = self._buffers[turn]
+        images = torch.from_numpy(chunk)
+        buffer[: len(chunk)].copy_(images)  # PyTorch copies with several threads
+        buffer[len(chunk) :].copy_(images[:1].expand(len(buffer) - len(chunk), *chunk.shape[1:]))
+        batch = buffer.to(device, non_blocking=True)
+        self._read[turn] = torch.Event(device)
+        self._read[turn].record()
+        return batch
 
 
 def to_float16(values: Tensor) -> tuple[Tensor, Tensor]:

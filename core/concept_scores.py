@@ -44,6 +44,30 @@ def sigmoid_scores(
     Source:
         X. Zhai et al., *Sigmoid Loss for Language Image Pre-Training*, ICCV 2023.
     """
+    return sharpened(concept_logits(image_embeddings, text_embeddings, slope, shift))
+
+
+def sharpened(
+    logits: Float[np.ndarray, "images concepts"], factor: float = 1.0
+) -> Float[np.ndarray, "images concepts"]:
+    """Scores ``σ(factor · logit)``, float32: a factor below 1 softens, one above 1 sharpens.
+
+    A score of one half stays one half.
+    """
+    return np.asarray(expit(np.multiply(logits, factor, dtype=np.float32)))
+
+
+def concept_logits(
+    image_embeddings: Shaped[np.ndarray, "images d"],
+    text_embeddings: Shaped[np.ndarray, "concepts d"],
+    slope: float,
+    shift: float,
+) -> Float[np.ndarray, "images concepts"]:
+    """Logits ``slope · (cos + shift)`` of concept scores, float32; see `sigmoid_scores`.
+
+    Raises:
+        ShapeError: Embeddings of different dimension.
+    """
     if image_embeddings.shape[1:] != text_embeddings.shape[1:]:
         raise ShapeError(
             f"image embeddings of shape {image_embeddings.shape} and text embeddings of shape "
@@ -51,14 +75,15 @@ def sigmoid_scores(
         )
     images, concepts = len(image_embeddings), len(text_embeddings)
     texts = padded(_normalised(text_embeddings).T, LEFT_TILE)
-    scores = np.empty((images, concepts), dtype=np.float32)
+    logits = np.empty((images, concepts), dtype=np.float32)
     for start in range(0, images, RIGHT_TILE):
         part = image_embeddings[start : start + RIGHT_TILE]
         images_of_part = padded(_normalised(part).T, RIGHT_TILE)
         cosine = product_of_tiles(texts, images_of_part, (concepts, len(part)))
-        logit = slope * (cosine + shift)
-        scores[start : start + RIGHT_TILE] = expit(logit, out=logit).T
-    return scores
+        cosine += shift
+        cosine *= slope
+        logits[start : start + RIGHT_TILE] = cosine.T
+    return logits
 
 
 def _normalised(embeddings: Shaped[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d"]:

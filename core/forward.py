@@ -16,12 +16,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from core.moments import ConceptMoments, CrossMoments, check_same_concepts
-from core.normal_equations import COLLINEAR
-from core.paths import Paths, fitted_paths
+from core.nonnegative import Sign, check_sign
+from core.normal_equations import COLLINEAR, NEGLIGIBLE
+from core.paths import Paths, fitted_paths, fitted_sets
+from core.positive import positive_sets
 from core.status import explainable
-
-NEGLIGIBLE: Final = 1e-12
-"""Share of a neuron's scatter below which a further concept explains nothing but rounding."""
 
 _CACHED_ELEMENTS: Final = 131_072
 
@@ -31,6 +30,8 @@ def forward_paths(
     cross: CrossMoments,
     max_length: int,
     block: int | None = None,
+    sign: Sign = "any",
+    ridge: float = 0.0,
 ) -> Paths:
     """Greedy forward selection by training residual, for each neuron on its own.
 
@@ -39,6 +40,11 @@ def forward_paths(
         cross: Moments of the same images with the neurons' activations.
         max_length: Greatest number of concepts of an explanation, at least 1.
         block: Neurons worked on at a time; changes speed and memory, never a bit of the result.
+        sign: With ``positive`` every weight of every explanation is above zero; see
+            `core.positive` for how the path is then found, without a ridge.
+        ridge: Ridge penalty on the weight of the concept that enters, in scatters of its score. It
+            favours concepts that the selection has not nearly said already, and is for the choice
+            alone: weights are those of least squares.
 
     Returns:
         The whole path of each neuron. It ends early where no concept that is not collinear with
@@ -46,9 +52,13 @@ def forward_paths(
         concepts that explain equally much, the first in the list is taken.
 
     Raises:
+        ConfigError: An unknown sign.
         ShapeError: Moments that were not taken of the same images and concepts.
     """
+    check_sign(sign)
     check_same_concepts(concepts, cross)
+    if sign == "positive":
+        return fitted_sets(positive_sets(concepts, cross, max_length, block), concepts, cross)
     neurons = len(cross.neuron_mean)
     block = block or max(1, _CACHED_ELEMENTS // max(len(concepts.mean), 1))
     selection = np.full((neurons, max_length), -1, dtype=np.int32)
@@ -63,6 +73,7 @@ def forward_paths(
                 np.ascontiguousarray(cross.cross[:, rows].T),
                 cross.neuron_scatter[rows],
                 max_length,
+                ridge,
             )
     return fitted_paths(selection, concepts, cross)
 
@@ -73,6 +84,7 @@ def _select(
     cross: Float[np.ndarray, "neurons concepts"],
     neuron_scatter: Float[np.ndarray, " neurons"],
     max_length: int,
+    ridge: float,
 ) -> Int[np.ndarray, "neurons max_length"]:
     """Select concepts for a few neurons; ``cross`` is used up as working memory."""
     neurons, concepts = cross.shape
@@ -83,11 +95,14 @@ def _select(
     left = np.tile(np.where(diagonal > 0, diagonal, np.inf), (neurons, 1))
     basis = np.empty((max_length, neurons, concepts))
     gain = np.empty((neurons, concepts))
+    penalised = np.empty((neurons, concepts)) if ridge else left
     each = np.arange(neurons)
     going = np.ones(neurons, dtype=bool)
     for k in range(max_length):
         np.multiply(cross, cross, out=gain)
-        gain /= left
+        if ridge:
+            np.add(left, ridge * diagonal, out=penalised)
+        gain /= penalised
         best = gain.argmax(axis=1)
         going &= gain[each, best] > NEGLIGIBLE * neuron_scatter
         if not going.any():

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from core.errors import RecordingError, ShapeError
-from core.products import LEFT_TILE, RIGHT_TILE, centred_columns, gram_of_tiles, product_of_tiles
+from core.errors import ShapeError
+from core.moment_sums import MomentSum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,12 +43,14 @@ class ConceptMoments:
             RecordingError: Scores that are not finite; every concept's fit would be lost.
         """
         _check_matrix("concept scores", scores)
-        concepts = scores.shape[1]
-        if not len(scores):
-            return cls(0, np.zeros(concepts), np.zeros((concepts, concepts)))
-        mean, centred = centred_columns(scores, LEFT_TILE)
-        _check_finite_concepts(mean)
-        return cls(len(scores), mean, gram_of_tiles(centred, concepts))
+        total = MomentSum(scores.shape[1])
+        total.add(scores)
+        return cls.from_sum(total)
+
+    @classmethod
+    def from_sum(cls, total: MomentSum) -> ConceptMoments:
+        """Moments of the images that a sum over one array has seen."""
+        return cls(total.count, total.left_mean, total.products())
 
     def merge(self, other: ConceptMoments) -> ConceptMoments:
         """Moments of the images of both, as if they had been taken in one pass.
@@ -61,11 +63,27 @@ class ConceptMoments:
         if not self.count or not other.count:
             return self if self.count else other
         shift = other.mean - self.mean
-        scatter = np.outer(shift, shift)
-        scatter *= self.count * other.count / count
-        scatter += self.scatter
-        scatter += other.scatter
+        scatter = self.scatter + other.scatter
+        _add_outer(scatter, shift, shift, self.count * other.count / count)
         return type(self)(count, self.mean + shift * (other.count / count), scatter)
+
+    def without(self, part: ConceptMoments) -> ConceptMoments:
+        """Moments of the images that are not in a part of these: what `merge` undoes.
+
+        Raises:
+            ShapeError: Different numbers of concepts, or a part that is not smaller.
+        """
+        _check_equal("concepts", self.mean.shape, part.mean.shape)
+        count = _rest(self.count, part.count)
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        shift = part.mean - mean
+        scatter = self.scatter - part.scatter
+        _add_outer(scatter, shift, shift, -part.count * count / self.count)
+        # A concept that does not vary in the rest is left with rounding, of either sign.
+        constant = np.diagonal(scatter) <= 1e-12 * np.diagonal(self.scatter)
+        scatter[constant] = 0.0
+        scatter[:, constant] = 0.0
+        return type(self)(count, mean, scatter)
 
     def select(self, concepts: Int[np.ndarray, " kept"]) -> ConceptMoments:
         """Moments of the concepts at these positions, in this order."""
@@ -112,20 +130,15 @@ class CrossMoments:
         _check_matrix("concept scores", scores)
         _check_matrix("activations", activations)
         _check_equal("images", scores.shape[:1], activations.shape[:1])
-        concepts, neurons = scores.shape[1], activations.shape[1]
-        if not len(scores):
-            empty = np.zeros((concepts, neurons))
-            return cls(0, np.zeros(concepts), np.zeros(neurons), np.zeros(neurons), empty)
-        concept_mean, p = centred_columns(scores, LEFT_TILE)
-        _check_finite_concepts(concept_mean)
-        neuron_mean, q = centred_columns(activations, RIGHT_TILE)
-        cross = product_of_tiles(p, q, (concepts, neurons))
-        np.square(q, out=q)
-        neuron_scatter = q.sum(axis=0)[:neurons]
-        failed = np.isnan(neuron_mean)
-        neuron_scatter[failed] = np.nan
-        cross[:, failed] = np.nan
-        return cls(len(scores), concept_mean, neuron_mean, neuron_scatter, cross)
+        total = MomentSum(scores.shape[1], activations.shape[1])
+        total.add(scores, activations)
+        return cls.from_sum(total)
+
+    @classmethod
+    def from_sum(cls, total: MomentSum) -> CrossMoments:
+        """Moments of the images that a sum over two arrays has seen."""
+        products = total.products()
+        return cls(total.count, total.left_mean, total.right_mean, total.squares(), products)
 
     def merge(self, other: CrossMoments) -> CrossMoments:
         """Moments of the images of both, as if they had been taken in one pass.
@@ -141,10 +154,8 @@ class CrossMoments:
         concept_shift = other.concept_mean - self.concept_mean
         neuron_shift = other.neuron_mean - self.neuron_mean
         between = self.count * share
-        cross = np.outer(concept_shift, neuron_shift)
-        cross *= between
-        cross += self.cross
-        cross += other.cross
+        cross = self.cross + other.cross
+        _add_outer(cross, concept_shift, neuron_shift, between)
         return type(self)(
             count,
             self.concept_mean + concept_shift * share,
@@ -152,6 +163,30 @@ class CrossMoments:
             self.neuron_scatter + other.neuron_scatter + neuron_shift**2 * between,
             cross,
         )
+
+    def without(self, part: CrossMoments) -> CrossMoments:
+        """Moments of the images that are not in a part of these: what `merge` undoes.
+
+        Raises:
+            ShapeError: Different numbers of concepts or neurons, or a part that is not smaller.
+        """
+        _check_equal("concepts and neurons", self.cross.shape, part.cross.shape)
+        count = _rest(self.count, part.count)
+        share = part.count / count
+        concept_mean = self.concept_mean + (self.concept_mean - part.concept_mean) * share
+        neuron_mean = self.neuron_mean + (self.neuron_mean - part.neuron_mean) * share
+        concept_shift, neuron_shift = (
+            part.concept_mean - concept_mean,
+            part.neuron_mean - neuron_mean,
+        )
+        between = part.count * count / self.count
+        cross = self.cross - part.cross
+        _add_outer(cross, concept_shift, neuron_shift, -between)
+        scatter = self.neuron_scatter - part.neuron_scatter - between * neuron_shift**2
+        constant = scatter <= 1e-12 * self.neuron_scatter
+        scatter[constant] = 0.0
+        cross[:, constant] = 0.0
+        return type(self)(count, concept_mean, neuron_mean, scatter, cross)
 
     def take_neurons(self, neurons: slice | Int[np.ndarray, " kept"]) -> CrossMoments:
         """Moments of some of the neurons."""
@@ -174,6 +209,8 @@ class CrossMoments:
         )
 
 
+_ROWS: Final = 256
+
 Moments = TypeVar("Moments", ConceptMoments, CrossMoments)
 
 
@@ -189,6 +226,26 @@ def merged(parts: Sequence[Moments]) -> Moments:
     for part in parts[1:]:
         total = total.merge(part)
     return total
+
+
+def _add_outer(
+    block: Float[np.ndarray, "left right"],
+    left: Float[np.ndarray, " left"],
+    right: Float[np.ndarray, " right"],
+    factor: float,
+) -> None:
+    """Add a multiple of an outer product in place, some rows at a time."""
+    for start in range(0, len(left), _ROWS):
+        rows = slice(start, start + _ROWS)
+        block[rows] += factor * (left[rows, None] * right)
+
+
+def _rest(whole: int, part: int) -> int:
+    if not 0 < part < whole:
+        raise ShapeError(
+            f"a part of {part} images cannot be taken out of {whole}; expected fewer, and some"
+        )
+    return whole - part
 
 
 def check_same_concepts(concepts: ConceptMoments, cross: CrossMoments) -> None:
@@ -212,13 +269,4 @@ def _check_equal(what: str, left: tuple[int, ...], right: tuple[int, ...]) -> No
         raise ShapeError(
             f"moments of different {what}: {left} and {right}; both must be taken of the same "
             "images and the same list of concepts"
-        )
-
-
-def _check_finite_concepts(mean: np.ndarray) -> None:
-    bad = np.flatnonzero(np.isnan(mean))
-    if bad.size:
-        raise RecordingError(
-            f"{bad.size} of {mean.size} concepts have scores that are not finite, the first at "
-            f"position {bad[0]}; expected numbers; record the embeddings of these images again"
         )

@@ -16,6 +16,9 @@ from jaxtyping import Float
 COLLINEAR: Final = 1e-7
 """Share of a concept's scatter that must remain unexplained by the others for it to count."""
 
+NEGLIGIBLE: Final = 1e-12
+"""Share of a neuron's scatter below which a further concept explains nothing but rounding."""
+
 
 def scaled_cholesky(
     gram: Float[np.ndarray, "terms terms problems"],

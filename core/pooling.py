@@ -32,7 +32,7 @@ def pool(output: Tensor, pooling: str) -> Float[Tensor, "batch neurons"]:
         output: ``(batch, neurons, height, width)`` is pooled over space, ``(batch, tokens,
             neurons)`` over tokens, ``(batch, neurons)`` is taken as it is by ``"avg"``.
         pooling: ``"avg"`` mean; ``"max"`` largest value; ``"first"`` the first token;
-            ``"absmax"`` the value of largest magnitude, with its sign.
+            ``"absmax"`` the value of largest magnitude, with its sign; of two, the positive one.
 
     Returns:
         Activations in float32, whatever the type of the output. Means are accumulated in float32.
@@ -51,14 +51,16 @@ def pool(output: Tensor, pooling: str) -> Float[Tensor, "batch neurons"]:
         return output[:, 0].float()
     if len(shape) == 3:
         output = output.transpose(1, 2)
-    # The copy makes the order of summation independent of memory format and batch size.
-    values = output.flatten(2).float().contiguous()
-    if pooling == "avg":
-        return values.mean(dim=2)
+    space = tuple(range(2, output.ndim))
     if pooling == "max":
-        return values.amax(dim=2)
-    largest = values.abs().argmax(dim=2, keepdim=True)
-    return torch.gather(values, 2, largest).squeeze(2)
+        return output.amax(dim=space).float()
+    if pooling == "absmax":
+        highest, lowest = output.amax(dim=space), output.amin(dim=space)
+        return torch.where(lowest.neg() > highest, lowest, highest).float()
+    if output.is_cuda:
+        return output.mean(dim=space, dtype=torch.float32)
+    # On a CPU the copy makes the order of summation independent of memory format and batch size.
+    return output.flatten(2).float().contiguous().mean(dim=2)
 
 
 def _refusal(shape: tuple[int, ...], pooling: str) -> str:

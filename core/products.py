@@ -81,26 +81,3 @@ def product_of_tiles(
             block = tile.T @ right[:, b : b + RIGHT_TILE]
             place[...] = block[: place.shape[0], : place.shape[1]]
     return out
-
-
-def gram_of_tiles(
-    matrix: Float[np.ndarray, "r padded"], columns: int
-) -> Float[np.ndarray, "columns columns"]:
-    """``matrix.T @ matrix``, exactly symmetric, of a matrix padded to ``LEFT_TILE``.
-
-    Args:
-        matrix: Padded matrix.
-        columns: Number of its columns before it was padded.
-    """
-    out = np.empty((columns, columns))
-    for a in range(0, columns, LEFT_TILE):
-        # A copy, or else NumPy notices equal operands on the diagonal and calls another routine.
-        tile = matrix[:, a : a + LEFT_TILE].copy()
-        for b in range(a, columns, LEFT_TILE):
-            place = out[a : a + LEFT_TILE, b : b + LEFT_TILE]
-            block = tile.T @ matrix[:, b : b + LEFT_TILE]
-            if a == b:
-                block = np.triu(block) + np.triu(block, 1).T
-            place[...] = block[: place.shape[0], : place.shape[1]]
-            out[b : b + LEFT_TILE, a : a + LEFT_TILE] = place.T
-    return out

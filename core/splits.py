@@ -45,8 +45,33 @@ def split_of(
     val_end = math.inf if last == 1 else fractions[0] + fractions[1]
 
     def split(image_id: str) -> str:
-        digest = hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
-        u = int.from_bytes(digest, "big") / 2**64
+        u = _uniform(f"{seed}:{image_id}")
         return "train" if u < train_end else "val" if u < val_end else "test"
 
     return [split(image_id) for image_id in image_ids]
+
+
+def fold_of(image_ids: Sequence[str], folds: int, seed: int) -> list[int]:
+    """Assign each image to one of some folds by a hash of its id, independent of its split.
+
+    Args:
+        image_ids: One id per image; equal ids get equal folds.
+        folds: How many folds, at least 1.
+        seed: Another seed gives other folds.
+
+    Returns:
+        Numbers from 0 to ``folds - 1``, in the order given.
+    """
+    places = (int(_uniform(f"fold:{seed}:{image_id}") * folds) for image_id in image_ids)
+    return [min(place, folds - 1) for place in places]
+
+
+def in_sample(image_ids: Sequence[str], share: float, seed: int) -> list[bool]:
+    """Draw about a share of the images by a hash of their ids, independent of splits and folds."""
+    return [_uniform(f"sample:{seed}:{image_id}") < share for image_id in image_ids]
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that is a function of the text alone."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -15,12 +15,13 @@ from pipeline.plan import Plan
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
-CONCEPTS, EXPLANATIONS, SCORES, ATLAS = "concepts", "explanations", "scores", "atlas"
+CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
+PATHS, EXPLANATIONS, SCORES, ATLAS = "paths", "explanations", "scores", "atlas"
 
-STAGES = ("record", "concepts", "moments", "fit", "simulate", "report")
+STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "report")
 
 #: Raised when the same sources and settings would give other results.
-FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 1, 1, 1
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 1, 2, 2, 2, 2
 
 
 def embeddings_table(name: str) -> str:
@@ -48,7 +49,10 @@ def made_by(table: str) -> str:
     stages = {
         "concept_scores": "concepts",
         CONCEPTS: "concepts",
+        SHARPNESS: "sharpen",
         "moments": "moments",
+        SYNONYMS: "moments",
+        PATHS: "fit",
         EXPLANATIONS: "fit",
         SCORES: "simulate",
         ATLAS: "report",
@@ -94,13 +98,24 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables = {name: fingerprint(name, parts) for name, parts in made.items()}
     scored = [[e.name, tables[scores_table(e.name)]] for e in plan.explainers]
     tables[CONCEPTS] = fingerprint(CONCEPTS, tables[IMAGES], scored)
+    fit = plan.config.fit.resolved
+    seed = plan.config.images.split.seed
+    sources = (tables[IMAGES], tables[ACTIVATIONS])
+    sharpness = (SHARPNESS_VERSION, fit.sharpness, seed)
+    tables[SHARPNESS] = fingerprint(SHARPNESS, *sources, tables[CONCEPTS], *sharpness)
     for name, scores in scored:
-        sources = (tables[IMAGES], tables[ACTIVATIONS], scores)
-        tables[moments_table(name)] = fingerprint("moments", *sources)
-    fit = plan.config.fit
-    settings = (FIT_VERSION, fit.resolved_search, fit.max_length, fit.tolerance)
+        cut = (fit.folds, fit.max_concepts)
+        tables[moments_table(name)] = fingerprint(
+            "moments", MOMENTS_VERSION, *sources, scores, *sharpness, *cut
+        )
     moments = [[e.name, tables[moments_table(e.name)]] for e in plan.explainers]
-    tables[EXPLANATIONS] = fingerprint(EXPLANATIONS, moments, *settings)
+    tables[SYNONYMS] = fingerprint(SYNONYMS, MOMENTS_VERSION, moments)
+    settings = fit.model_dump(exclude={"length", "tolerance", "preset"})
+    if fit.search == "paper":
+        settings["tolerance"] = fit.tolerance
+    tables[PATHS] = fingerprint(PATHS, FIT_VERSION, moments, settings)
+    choice = (fit.length, fit.tolerance)
+    tables[EXPLANATIONS] = fingerprint(EXPLANATIONS, FIT_VERSION, tables[PATHS], *choice)
     simulators = [
         [
             s.name,

@@ -1,7 +1,8 @@
 """The fit stage: moments → explanations of every length, for every neuron, in blocks of neurons.
 
-Ray tasks fit a block each; the concept moments are put once and shared without copies. Blocks are
-cut by position, so that neither workers nor restarts change a result.
+Ray tasks fit a block each; concept moments are put once and shared without copies. Blocks are cut by
+position, so that neither workers nor restarts change a result. The paths are a table of their own:
+which length is chosen, and what could stand in for its terms, is decided afterwards and again at will.
 """
 
 from __future__ import annotations
@@ -13,35 +14,32 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from core.forward import forward_paths
-from core.lengths import choose_lengths, path_correlations, term_order
-from core.moments import ConceptMoments, CrossMoments
-from core.paper import paper_paths
-from core.paths import Paths
+from core.lengths import cross_validated, path_correlations, term_order
+from core.moments import ConceptMoments, CrossMoments, merged
+from core.paths import Paths, refitted
+from core.search import find_paths
+from core.shares import variance_shares
+from core.stability import selection_frequency
 from core.status import neuron_statuses
+from pipeline.choose import choose
 from pipeline.config import FitConfig
 from pipeline.engine import run_tasks
-from pipeline.expected import EXPLANATIONS, Expected
+from pipeline.expected import EXPLANATIONS, PATHS, Expected
 from pipeline.fingerprints import fingerprint
-from pipeline.moments import (
-    Column,
-    active_positions,
-    columns_of,
-    read_concept_moments,
-    read_cross_moments,
-)
+from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
+from pipeline.scores import VAL
 from pipeline.storage import Folder
+from pipeline.targets import Column, columns_of
 
-WORK = "work/explanations"
+WORK = "work/paths"
 
 #: Neurons that one task fits.
 BLOCK = 256
 
-
-EXPLANATION_SCHEMA = pa.schema(
+PATH_SCHEMA = pa.schema(
     [
         ("layer", pa.string()),
         ("pooling", pa.string()),
@@ -49,74 +47,134 @@ EXPLANATION_SCHEMA = pa.schema(
         ("explainer", pa.string()),
         ("status", pa.string()),
         ("length", pa.int32()),
-        ("chosen", pa.bool_()),
         ("concepts", pa.list_(pa.string())),
         ("weights", pa.list_(pa.float64())),
         ("bias", pa.float64()),
         ("train_correlation", pa.float64()),
         ("val_correlation", pa.float64()),
+        ("cv_correlation", pa.float64()),
+        ("cv_error", pa.float64()),
+        ("shares", pa.list_(pa.float64())),
+        ("stability", pa.list_(pa.float64())),
     ]
 )
 
 
 def fit(run: Run, plan: Plan, expected: Expected) -> None:
-    """Fit the explanations that are not there yet and commit their table."""
-    made = expected.tables[EXPLANATIONS]
+    """Fit the paths that are not there yet, choose their lengths, and commit both tables."""
     with run.stage("fit") as facts:
-        if not run.is_fresh(EXPLANATIONS, made):
-            run.withdraw(EXPLANATIONS)
+        made = expected.tables[PATHS]
+        if not run.is_fresh(PATHS, made):
+            run.withdraw(PATHS)
             _fit_blocks(run, plan, made, facts)
+        made = expected.tables[EXPLANATIONS]
+        if not run.is_fresh(EXPLANATIONS, made):
+            table = choose(run, plan, run.read(PATHS))
+            size = run.write(EXPLANATIONS, "explanations.parquet", table, made)
+            facts |= {"rows": table.num_rows, "bytes": facts.get("bytes", 0) + size}
 
 
 def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None:
     columns = columns_of(plan)
-    names: list[str] = []
-    there = set(run.part_files(WORK))
-    total = len(plan.explainers) * sum(column.neurons for column in columns)
-    progress = Progress("fit", total, "neurons")
-    resumed = 0
-    calls: list[tuple[Any, ...]] = []
+    settings = plan.config.fit.resolved
+    names: dict[tuple[str, str, int], str] = {}
     for explainer in plan.explainers:
-        concepts = ray.put(read_concept_moments(run, explainer.name))
-        texts = ray.put([explainer.concepts[p] for p in active_positions(run, explainer.name)])
-        for index, column in enumerate(columns):
-            cross = ray.put(read_cross_moments(run, explainer.name, index))
+        for column in columns:
             for start in range(0, column.neurons, BLOCK):
-                block = fingerprint(whole, explainer.name, column.name, start)
-                names.append(part_name(WORK, len(names), block))
-                if names[-1].rsplit("/", 1)[-1] in there:
-                    resumed += min(BLOCK, column.neurons - start)
+                made = fingerprint(whole, explainer.name, column.name, start)
+                key = (explainer.name, column.name, start)
+                names[key] = part_name(WORK, len(names), made)
+    there = {f"{WORK}/{name}" for name in run.part_files(WORK)}
+    progress = Progress("fit", len(plan.explainers) * sum(c.neurons for c in columns), "neurons")
+    progress.resume_from(
+        sum(
+            min(BLOCK, column.neurons - start)
+            for explainer in plan.explainers
+            for column in columns
+            for start in range(0, column.neurons, BLOCK)
+            if names[explainer.name, column.name, start] in there
+        )
+    )
+    for explainer in plan.explainers:
+        stored = StoredMoments(run, plan, explainer)
+        texts = ray.put(stored.texts)
+        for factor in sorted(set(stored.factors.values()), reverse=True):
+            concepts: list[Any] | None = None
+            for column in columns:
+                starts = [
+                    start
+                    for start in range(0, column.neurons, BLOCK)
+                    if names[explainer.name, column.name, start] not in there
+                ]
+                if stored.factors[column.layer, column.pooling] != factor or not starts:
                     continue
-                about = (column, explainer.name, start, plan.config.fit)
-                calls.append((run.folder, names[-1], concepts, cross, texts, *about))
-    progress.resume_from(resumed)
-    for _, fitted in run_tasks(fit_block, calls):
-        progress.advance(fitted)
-    table = pa.concat_tables([run.folder.read_table(name) for name in names])
-    facts |= {
-        "rows": table.num_rows,
-        "bytes": run.write(EXPLANATIONS, "explanations.parquet", table, whole),
-    }
+                concepts = concepts or [ray.put(m) for m in concept_blocks(stored.concepts(factor))]
+                cross = ray.put(stored.cross(column))
+                calls = [
+                    (
+                        *(run.folder, names[explainer.name, column.name, start], texts, column),
+                        *(explainer.name, start, settings, cross, *concepts),
+                    )
+                    for start in starts
+                ]
+                for _, fitted in run_tasks(fit_block, calls, memory=16 * BLOCK * len(stored.texts)):
+                    progress.advance(fitted)
+    table = pa.concat_tables([run.folder.read_table(name) for name in names.values()])
+    facts |= {"rows": table.num_rows, "bytes": run.write(PATHS, "paths.parquet", table, whole)}
     run.prune(WORK, [])
     progress.close(f"{table.num_rows:,} explanations")
+
+
+def concept_blocks(subsets: Mapping[str, ConceptMoments]) -> list[ConceptMoments]:
+    """Moments that a fit needs: of training, of validation, of both; then for each fold the rest
+    of the training images, and the fold."""
+    val = subsets[VAL]
+    folds = [moments for name, moments in subsets.items() if name != VAL]
+    train = merged(folds)
+    blocks = [train, val, train.merge(val)]
+    for fold in folds if len(folds) > 1 else []:
+        blocks += [train.without(fold), fold]
+    return blocks
+
+
+def cross_blocks(subsets: Mapping[str, CrossMoments]) -> list[CrossMoments]:
+    """The same for the moments of some neurons."""
+    val = subsets[VAL]
+    folds = [moments for name, moments in subsets.items() if name != VAL]
+    train = merged(folds)
+    blocks = [train, val, train.merge(val)]
+    for fold in folds if len(folds) > 1 else []:
+        blocks += [train.without(fold), fold]
+    return blocks
 
 
 def fit_block(
     folder: Folder,
     name: str,
-    concepts: Mapping[str, ConceptMoments],
-    cross: Mapping[str, CrossMoments],
     texts: list[str],
     column: Column,
     explainer: str,
     start: int,
     settings: FitConfig,
+    cross: Mapping[str, CrossMoments],
+    *concepts: ConceptMoments,
 ) -> int:
-    """Fit a block of neurons and write its explanations; returns the number of neurons."""
+    """Fit a block of neurons and write its explanations; returns the number of neurons.
+
+    Args:
+        folder: The run.
+        name: Part to write.
+        texts: Concepts of the moments.
+        column: The layer.
+        explainer: Name of the explainer.
+        start: First neuron of the block.
+        settings: What to fit, presets resolved.
+        cross: Moments of all neurons of the layer, by subset.
+        concepts: As `concept_blocks` gives them.
+    """
     rows = slice(start, start + BLOCK)
-    block = {split: moments.take_neurons(rows) for split, moments in cross.items()}
-    paths = find_paths(concepts, block, settings)
-    table = explanation_rows(paths, concepts, block, texts, settings)
+    block = cross_blocks({subset: moments.take_neurons(rows) for subset, moments in cross.items()})
+    table = explanation_rows(list(concepts), block, texts, settings)
     size = table.num_rows
     head = {
         "layer": pa.array([column.layer] * size),
@@ -125,83 +183,108 @@ def fit_block(
         "explainer": pa.array([explainer] * size),
     }
     whole = pa.table(head | {n: table[n] for n in table.column_names if n != "neuron"})
-    folder.write_table(name, whole.cast(EXPLANATION_SCHEMA))
-    return len(paths.available)
-
-
-def find_paths(
-    concepts: Mapping[str, ConceptMoments], cross: Mapping[str, CrossMoments], settings: FitConfig
-) -> Paths:
-    """Explanations of every length by the search that the settings name."""
-    if settings.resolved_search == "paper":
-        return paper_paths(
-            concepts["train"],
-            cross["train"],
-            concepts["val"],
-            cross["val"],
-            max_length=settings.max_length,
-            tolerance=settings.tolerance,
-        )
-    return forward_paths(concepts["train"], cross["train"], settings.max_length)
+    folder.write_table(name, whole.cast(PATH_SCHEMA))
+    return len(block[0].neuron_mean)
 
 
 def explanation_rows(
-    paths: Paths,
-    concepts: Mapping[str, ConceptMoments],
-    cross: Mapping[str, CrossMoments],
+    concepts: list[ConceptMoments],
+    cross: list[CrossMoments],
     texts: list[str],
     settings: FitConfig,
 ) -> pa.Table:
     """A row for every length of every neuron; one row of length 0 where nothing can be explained.
 
-    The published search is cut where it stopped, so its last length is the chosen one.
+    Args:
+        concepts: As `concept_blocks` gives them.
+        cross: As `cross_blocks` gives them.
+        texts: Concepts of the moments.
+        settings: What to fit, presets resolved.
     """
-    train = path_correlations(paths, concepts["train"], cross["train"])
-    val = path_correlations(paths, concepts["val"], cross["val"])
-    if settings.resolved_search == "paper":
-        chosen = paths.available
-    else:
-        chosen = choose_lengths(val, settings.tolerance, paths.available)
-    statuses = neuron_statuses(cross["train"])
-    deviations = concepts["train"].std
+    (train, val, both), (train_x, val_x, both_x) = concepts[:3], cross[:3]
+    paths = _search((train, train_x), (val, val_x), settings)
+    correlations = {
+        "train_correlation": path_correlations(paths, train, train_x),
+        "val_correlation": path_correlations(paths, val, val_x),
+    }
+    folds = list(zip(concepts[3::2], cross[3::2], concepts[4::2], cross[4::2], strict=True))
+    if settings.search == "paper":  # chooses with validation images, of which folds have none
+        folds = []
+    again = [_search((rest, rest_x), (val, val_x), settings) for rest, rest_x, _, _ in folds]
+    if folds:
+        held = [
+            path_correlations(path, fold, fold_x)
+            for path, (_, _, fold, fold_x) in zip(again, folds, strict=True)
+        ]
+        mean, error = cross_validated(np.stack(held))
+        correlations |= {"cv_correlation": mean, "cv_error": error}
+    final, sums, sums_x = paths, train, train_x
+    if settings.refit == "train+val":
+        final, sums, sums_x = refitted(paths, both, both_x, settings.sign), both, both_x
+    lengths = paths.concepts.shape[1]
+    shares = [variance_shares(paths.concepts[:, k, : k + 1], sums, sums_x) for k in range(lengths)]
+    stability = [_frequency(paths, again, k) for k in range(lengths)] if again else None
+    deviations = train.std
     rows: list[dict[str, Any]] = []
-    for neuron, status in enumerate(statuses):
+    for neuron, status in enumerate(neuron_statuses(train_x)):
         if paths.available[neuron] == 0:
-            mean = float(cross["train"].neuron_mean[neuron])
-            rows.append(_empty_row(neuron, str(status), mean))
-        for length in range(1, int(paths.available[neuron]) + 1):
-            terms, weights, bias = paths.explanation(neuron, length)
+            mean_activation = _number(sums_x.neuron_mean[neuron])
+            rows.append(_empty_row(neuron, str(status), mean_activation))
+        for k in range(int(paths.available[neuron])):
+            terms, weights, bias = final.explanation(neuron, k + 1)
             order = term_order(weights, deviations[terms])
             rows.append(
                 {
                     "neuron": neuron,
                     "status": str(status),
-                    "length": length,
-                    "chosen": bool(length == chosen[neuron]),
+                    "length": k + 1,
                     "concepts": [texts[term] for term in terms[order]],
                     "weights": weights[order].tolist(),
                     "bias": bias,
-                    "train_correlation": _number(train[neuron, length - 1]),
-                    "val_correlation": _number(val[neuron, length - 1]),
+                    "shares": shares[k][neuron][order].tolist(),
+                    "stability": stability[k][neuron][order].tolist() if stability else None,
+                    **{name: _number(values[neuron, k]) for name, values in correlations.items()},
                 }
             )
     head = ("layer", "pooling", "explainer")
-    fields = [field for field in EXPLANATION_SCHEMA if field.name not in head]
+    fields = [field for field in PATH_SCHEMA if field.name not in head]
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
-def _empty_row(neuron: int, status: str, mean: float) -> dict[str, Any]:
+def _search(
+    train: tuple[ConceptMoments, CrossMoments],
+    val: tuple[ConceptMoments, CrossMoments],
+    settings: FitConfig,
+) -> Paths:
+    return find_paths(
+        settings.search,
+        train,
+        val,
+        settings.max_length,
+        sign=settings.sign,
+        tolerance=settings.tolerance,
+        ridge=settings.ridge,
+    )
+
+
+def _frequency(paths: Paths, folds: list[Paths], k: int) -> np.ndarray:
+    """In how many folds each term of the explanations of length k + 1 was selected again."""
+    return selection_frequency(
+        paths.concepts[:, k, : k + 1], [fold.concepts[:, k, : k + 1] for fold in folds]
+    )
+
+
+def _empty_row(neuron: int, status: str, mean: float | None) -> dict[str, Any]:
     """A neuron without terms is predicted by its mean."""
     return {
         "neuron": neuron,
         "status": status,
         "length": 0,
-        "chosen": True,
         "concepts": [],
         "weights": [],
-        "bias": _number(mean),
-        "train_correlation": None,
-        "val_correlation": None,
+        "bias": mean,
+        "shares": [],
+        "stability": [],
     }
 
 

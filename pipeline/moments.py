@@ -1,58 +1,70 @@
-"""The moments stage: recordings → centred second moments of the train and validation splits.
+"""The moments stage: recordings → centred second moments of folds of training and of validation images.
 
-Lanes of consecutive shards are summed each by one task, and the lanes are merged in their order, so
-that the result is the same bits whatever the workers. From here on the fit reads no image.
+One file holds one block: the concepts of an explainer at one sharpness, or one layer's neurons with
+them, over one subset of the images. Lanes of consecutive shards are summed each by one task, and merged
+in their order, so that the result is the same bits whatever the workers. From here on the fit reads no
+image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from core.moments import ConceptMoments, CrossMoments, merged
-from pipeline.columns import activation_column
-from pipeline.concepts import read_split
+from core.moment_sums import MomentSum
+from core.moments import ConceptMoments, CrossMoments
 from pipeline.engine import run_tasks
-from pipeline.expected import ACTIVATIONS, CONCEPTS, IMAGES, Expected, moments_table, scores_table
+from pipeline.expected import ACTIVATIONS, IMAGES, Expected, moments_table
+from pipeline.explainers import ExplainerPlan
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
+from pipeline.scores import (
+    ScoreSource,
+    Shards,
+    active_positions,
+    explainer_source,
+    read_factors,
+    read_rows,
+    shards_of,
+)
+from pipeline.screening import screened
 from pipeline.storage import Folder
+from pipeline.targets import Column, columns_of
 
-SPLITS = ("train", "val")
-
-#: Most lanes, which bounds what lies on disk between the two passes: each holds a concept block.
+#: Most lanes, which bounds what lies on disk between the two passes: each holds its blocks.
 MAX_LANES = 32
 
-#: Shards whose rows are multiplied at once; a lane is at least so long.
-GROUP = 16
+#: Shards of a lane, at least, and rows that are multiplied at once, at least.
+LANE, ROWS = 64, 2048
 
 
 @dataclass(frozen=True)
-class Column:
-    """One layer with one pooling: a column of the activations table."""
+class Block:
+    """What one file of moments holds."""
 
-    layer: str
-    pooling: str
-    neurons: int
-
-    @property
-    def name(self) -> str:
-        """Name of the column."""
-        return activation_column(self.layer, self.pooling)
+    factor: float
+    """Sharpness of the concept scores."""
+    subset: str
+    column: Column | None
+    """The neurons; None for the concepts among themselves."""
 
 
-def columns_of(plan: Plan) -> list[Column]:
-    """The columns of the activations table, in the order of the network."""
-    target = plan.target
-    return [
-        Column(layer, pooling, target.infos[layer].neurons)
-        for layer, poolings in target.layers.items()
-        for pooling in poolings
+def blocks_of(plan: Plan, shards: Shards, factors: Mapping[tuple[str, str], float]) -> list[Block]:
+    """Every block of an explainer's moments, in the order of the files."""
+    columns = columns_of(plan)
+    found = [
+        Block(factor, subset, None)
+        for factor in sorted(set(factors.values()), reverse=True)
+        for subset in shards.subsets
     ]
+    for column in columns:
+        factor = factors[column.layer, column.pooling]
+        found += [Block(factor, subset, column) for subset in shards.subsets]
+    return found
 
 
 def gather_moments(run: Run, plan: Plan, expected: Expected) -> None:
@@ -65,121 +77,178 @@ def gather_moments(run: Run, plan: Plan, expected: Expected) -> None:
             if not run.is_fresh(table, made):
                 run.withdraw(table)
                 facts["rows"] += run.entry(IMAGES).rows
-                facts["bytes"] += _gather(run, plan, explainer.name, made)
-                run.commit(table, table, made, len(columns_of(plan)) + 1)
+                files, size = _gather(run, plan, explainer, made)
+                facts["bytes"] += size
+                run.commit(table, table, made, files)
 
 
-def active_positions(run: Run, explainer: str) -> np.ndarray:
-    """Positions of an explainer's active concepts in its list, ascending."""
-    table = run.read(CONCEPTS, ["explainer", "position", "active"])
-    mine = np.asarray(table["explainer"]) == explainer
-    active = np.asarray(table["active"])
-    positions: np.ndarray = np.asarray(table["position"])[mine & active]
-    return positions
-
-
-def _gather(run: Run, plan: Plan, explainer: str, made_from: str) -> int:
-    columns = [column.name for column in columns_of(plan)]
-    path = moments_table(explainer)
-    active = active_positions(run, explainer)
-    shards = list(
-        zip(
-            run.parts(IMAGES),
-            run.parts(ACTIVATIONS),
-            run.parts(scores_table(explainer)),
-            strict=True,
-        )
-    )
-    size = max(GROUP, -(-len(shards) // MAX_LANES))
-    jobs = [shards[start : start + size] for start in range(0, len(shards), size)]
-    names = [part_name(f"{path}/lanes", n, made_from, "npz") for n in range(len(jobs))]
-    there = set(run.part_files(f"{path}/lanes"))
-    pending = [n for n, name in enumerate(names) if name.rsplit("/", 1)[-1] not in there]
-    calls = [(run.folder, names[n], jobs[n], columns, active) for n in pending]
-    neurons = sum(column.neurons for column in columns_of(plan))
-    memory = _lane_bytes(len(active), neurons, GROUP * plan.config.recordings.shard_size)
-    progress = Progress(f"moments {explainer}", len(names), "lanes")
-    progress.resume_from(len(names) - len(pending))
-    for _ in run_tasks(_sum_lane, calls, memory=memory):
+def _gather(run: Run, plan: Plan, explainer: ExplainerPlan, made: str) -> tuple[int, int]:
+    path = moments_table(explainer.name)
+    shards = shards_of(run, plan)
+    source = explainer_source(run, plan, explainer)
+    factors = read_factors(run, explainer.name)
+    blocks = blocks_of(plan, shards, factors)
+    names = [part_name(path, number, made, "npz") for number in range(len(blocks) + 1)]
+    active = active_positions(run, explainer.name)
+    positions = screened(run, plan, explainer, source, shards, active)
+    size = run.folder.write_arrays(names[0], positions=positions)
+    count = len(shards.images)
+    length = max(LANE, -(-count // MAX_LANES))
+    lanes = [range(start, min(start + length, count)) for start in range(0, count, length)]
+    lane_names = [names[1:]]
+    if len(lanes) > 1:
+        lane_names = [
+            [
+                part_name(f"{path}/lanes", lane * len(blocks) + n, made, "npz")
+                for n in range(len(blocks))
+            ]
+            for lane in range(len(lanes))
+        ]
+    there = {f"{path}/{name}" for name in run.part_files(path)}
+    there |= {f"{path}/lanes/{name}" for name in run.part_files(f"{path}/lanes")}
+    parts = run.parts(ACTIVATIONS)
+    jobs = []
+    for lane, numbers in enumerate(lanes):
+        for members in _jobs(blocks):
+            outputs = [(lane_names[lane][n], blocks[n]) for n in members]
+            if not {name for name, _ in outputs} <= there:
+                jobs.append((run.folder, shards, numbers, source, positions, parts, outputs))
+    total = len(lanes) * len(_jobs(blocks))
+    progress = Progress(f"moments {explainer.name}", total, "blocks")
+    progress.resume_from(total - len(jobs))
+    neurons = max(sum(c.neurons for c in columns_of(plan)), len(positions))
+    memory = 8 * len(positions) * neurons + 64 * ROWS * (len(positions) + neurons)
+    for _, written in run_tasks(_sum_lane, jobs, memory=memory):
+        size += written
         progress.advance(1)
-    progress.close(f"{len(active):,} active concepts, {neurons:,} neurons")
-    finals = [part_name(path, n, made_from, "npz") for n in range(len(columns) + 1)]
-    merges: list[tuple[Any, ...]] = [(run.folder, finals[0], names, None)]
-    merges += [(run.folder, final, names, c) for final, c in zip(finals[1:], columns, strict=True)]
-    written = sum(int(size) for _, size in run_tasks(_merge_lanes, merges, memory=memory))
-    run.prune(path, finals)
+    progress.close(f"{len(positions):,} active concepts, {plan.target.neurons:,} neurons")
+    if len(lanes) > 1:
+        merges = [
+            (run.folder, names[n + 1], [lane[n] for lane in lane_names], blocks[n])
+            for n in range(len(blocks))
+        ]
+        size += sum(int(s) for _, s in run_tasks(_merge_lanes, merges, memory=4 * memory))
+    run.prune(path, names)
     run.prune(f"{path}/lanes", [])
-    return written
+    return len(names), size
 
 
-def _lane_bytes(concepts: int, neurons: int, images: int) -> int:
-    """Memory of one task: both splits' moments, as much again to merge them, and a group's rows."""
-    return 16 * concepts * (concepts + neurons) * len(SPLITS) + 16 * images * (concepts + neurons)
-
-
-_Shards = Sequence[tuple[str, str, str]]
+def _jobs(blocks: Sequence[Block]) -> list[list[int]]:
+    """Blocks that one task sums: a concept block, or all layers of one sharpness and subset."""
+    jobs = [[n] for n, block in enumerate(blocks) if block.column is None]
+    together: dict[tuple[float, str], list[int]] = {}
+    for n, block in enumerate(blocks):
+        if block.column is not None:
+            together.setdefault((block.factor, block.subset), []).append(n)
+    return jobs + list(together.values())
 
 
 def _sum_lane(
-    folder: Folder, name: str, shards: _Shards, columns: Sequence[str], active: np.ndarray
-) -> None:
-    """Moments of consecutive shards, one file."""
-    concepts: dict[str, list[ConceptMoments]] = {split: [] for split in SPLITS}
-    cross: dict[tuple[str, str], list[CrossMoments]] = {}
-    for start in range(0, len(shards), GROUP):
-        group = shards[start : start + GROUP]
-        scores = [read_split(folder, images, table, ["score"]) for images, _, table in group]
-        recorded = [read_split(folder, images, table, columns) for images, table, _ in group]
-        for split in SPLITS:
-            p = np.concatenate([part[split]["score"] for part in scores])[:, active]
-            concepts[split] = [merged([*concepts[split], ConceptMoments.of(p)])]
-            for column in columns:
-                q = np.concatenate([part[split][column] for part in recorded])
-                before = cross.get((split, column), [])
-                cross[split, column] = [merged([*before, CrossMoments.of(p, q)])]
-    arrays: dict[str, np.ndarray] = {}
-    for split, (moments,) in concepts.items():
-        arrays |= _named(f"{split}/concepts", moments)
-    for (split, column), (moments_of_column,) in cross.items():
-        arrays |= _named(f"{split}/{column}", moments_of_column)
-    folder.write_arrays(name, **arrays)
+    folder: Folder,
+    shards: Shards,
+    numbers: Sequence[int],
+    source: ScoreSource,
+    positions: np.ndarray,
+    parts: Sequence[str],
+    outputs: Sequence[tuple[str, Block]],
+) -> int:
+    """Sum some blocks of one sharpness and subset over consecutive shards; write a file for each."""
+    columns = [block.column for _, block in outputs if block.column is not None]
+    sums = {c.name: MomentSum(len(positions), c.neurons) for c in columns}
+    alone = None if columns else MomentSum(len(positions))
+    first = outputs[0][1]
+    for rows in _batches(folder, shards, numbers, source, parts, list(sums), first.subset):
+        levels = source.levels(folder, rows[source.column], positions)
+        scores = source.scores(levels, first.factor)
+        if alone is not None:
+            alone.add(scores)
+        for name, total in sums.items():
+            total.add(scores, rows[name])
+    written = 0
+    for name, block in outputs:
+        moments: ConceptMoments | CrossMoments
+        if block.column is None:
+            assert alone is not None
+            moments = ConceptMoments.from_sum(alone)
+        else:
+            moments = CrossMoments.from_sum(sums[block.column.name])
+        written += folder.write_arrays(name, **_named(moments))
+    return written
 
 
-def _merge_lanes(folder: Folder, name: str, lanes: Sequence[str], column: str | None) -> int:
-    """Merge one column of all lanes (or, without one, the concepts), in the order of the lanes."""
-    arrays: dict[str, np.ndarray] = {}
-    for split in SPLITS:
-        prefix = f"{split}/{column or 'concepts'}"
-        read = _cross_moments if column else _concept_moments
-        total: list[Any] = []
-        for lane in lanes:
-            total = [merged([*total, read(folder.read_arrays(lane, prefix + "/"), prefix)])]
-        arrays |= _named(split, total[0])
-    return folder.write_arrays(name, **arrays)
+def _batches(
+    folder: Folder,
+    shards: Shards,
+    numbers: Sequence[int],
+    source: ScoreSource,
+    parts: Sequence[str],
+    columns: Sequence[str],
+    subset: str,
+) -> Iterator[dict[str, np.ndarray]]:
+    """A subset's rows of the source and of some layers, at least `ROWS` at a time but the last."""
+    gathered: list[dict[str, np.ndarray]] = []
+    count = 0
+    for number in numbers:
+        inside = shards.rows(folder, number, subset)
+        rows = read_rows(folder, shards, number, source.parts[number], [source.column])
+        if columns:
+            rows |= read_rows(folder, shards, number, parts[number], columns)
+        gathered.append({name: values[inside] for name, values in rows.items()})
+        count += int(inside.sum())
+        if count >= ROWS or number == numbers[-1]:
+            yield {name: np.concatenate([g[name] for g in gathered]) for name in gathered[0]}
+            gathered, count = [], 0
 
 
-def _named(prefix: str, moments: ConceptMoments | CrossMoments) -> dict[str, np.ndarray]:
+def _merge_lanes(folder: Folder, name: str, lanes: Sequence[str], block: Block) -> int:
+    """Merge one block of all lanes, in their order."""
+    read = _concept_moments if block.column is None else _cross_moments
+    total: Any = read(folder.read_arrays(lanes[0]))
+    for lane in lanes[1:]:
+        total = total.merge(read(folder.read_arrays(lane)))
+    return folder.write_arrays(name, **_named(total))
+
+
+def _named(moments: ConceptMoments | CrossMoments) -> dict[str, np.ndarray]:
     fields = type(moments).__dataclass_fields__
-    return {f"{prefix}/{field}": np.asarray(getattr(moments, field)) for field in fields}
+    return {field: np.asarray(getattr(moments, field)) for field in fields}
 
 
-def _concept_moments(arrays: Mapping[str, np.ndarray], prefix: str) -> ConceptMoments:
-    values = {f: arrays[f"{prefix}/{f}"] for f in ConceptMoments.__dataclass_fields__}
+def _concept_moments(arrays: Mapping[str, np.ndarray]) -> ConceptMoments:
+    values = {f: arrays[f] for f in ConceptMoments.__dataclass_fields__}
     return ConceptMoments(**(values | {"count": int(values["count"])}))  # type: ignore[arg-type]
 
 
-def _cross_moments(arrays: Mapping[str, np.ndarray], prefix: str) -> CrossMoments:
-    values = {f: arrays[f"{prefix}/{f}"] for f in CrossMoments.__dataclass_fields__}
+def _cross_moments(arrays: Mapping[str, np.ndarray]) -> CrossMoments:
+    values = {f: arrays[f] for f in CrossMoments.__dataclass_fields__}
     return CrossMoments(**(values | {"count": int(values["count"])}))  # type: ignore[arg-type]
 
 
-def read_concept_moments(run: Run, explainer: str) -> dict[str, ConceptMoments]:
-    """Moments of an explainer's active concepts, by split."""
-    arrays = run.folder.read_arrays(run.parts(moments_table(explainer))[0])
-    return {split: _concept_moments(arrays, split) for split in SPLITS}
+class StoredMoments:
+    """An explainer's moments as the fit reads them, block by block."""
 
+    def __init__(self, run: Run, plan: Plan, explainer: ExplainerPlan) -> None:
+        self._folder = run.folder
+        self._files = run.parts(moments_table(explainer.name))
+        self.factors = read_factors(run, explainer.name)
+        self._blocks = blocks_of(plan, shards_of(run, plan), self.factors)
+        positions = run.folder.read_arrays(self._files[0])["positions"]
+        self.positions = positions
+        """Positions in the explainer's list of the concepts of the moments, ascending."""
+        self.texts = [explainer.concepts[position] for position in positions]
 
-def read_cross_moments(run: Run, explainer: str, column: int) -> dict[str, CrossMoments]:
-    """Moments of one column's neurons with an explainer's active concepts, by split."""
-    arrays = run.folder.read_arrays(run.parts(moments_table(explainer))[column + 1])
-    return {split: _cross_moments(arrays, split) for split in SPLITS}
+    def concepts(self, factor: float) -> dict[str, ConceptMoments]:
+        """Moments of the concepts at one sharpness, by subset."""
+        return {
+            block.subset: _concept_moments(self._folder.read_arrays(self._files[n + 1]))
+            for n, block in enumerate(self._blocks)
+            if block.column is None and block.factor == factor
+        }
+
+    def cross(self, column: Column) -> dict[str, CrossMoments]:
+        """Moments of one layer's neurons with the concepts at the layer's sharpness, by subset."""
+        return {
+            block.subset: _cross_moments(self._folder.read_arrays(self._files[n + 1]))
+            for n, block in enumerate(self._blocks)
+            if block.column == column
+        }

@@ -151,6 +151,7 @@ def _make_small(rows: Sequence[int], places: Sequence[dict[str, Any]]) -> list[t
 
 def _provenance(run: Run, plan: Plan) -> dict[str, object]:
     config = plan.config
+    fit = config.fit.resolved
     splits = plan.index.rows["split"].value_counts().to_pylist()
     counts = {entry["values"]: entry["counts"] for entry in splits}
     stages = run.ledger()["stages"]
@@ -169,8 +170,7 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
         },
         "explainers": {e.name: f"{e.kind}, {len(e.concepts):,} concepts" for e in plan.explainers},
         "simulators": {s.name: s.model for s in config.simulators},
-        "fit": f"{config.fit.resolved_search}, at most {config.fit.max_length} concepts, "
-        f"tolerance {config.fit.tolerance:g}",
+        "fit": f"{fit.search}, at most {fit.max_length} concepts, length by {fit.length}",
         "fingerprints": {name: entry.fingerprint for name, entry in tables.items()},
         "versions": {
             name: metadata.version(name)

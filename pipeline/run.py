@@ -13,14 +13,25 @@ import yaml
 from core.errors import ConfigError, close_names
 from pipeline.concepts import score_concepts
 from pipeline.config import OWN_SCORE, Config
+from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
-from pipeline.expected import EXPLANATIONS, IMAGES, QUARANTINE, SCORES, STAGES, expect
+from pipeline.expected import (
+    EXPLANATIONS,
+    IMAGES,
+    QUARANTINE,
+    SCORES,
+    STAGES,
+    SYNONYMS,
+    Expected,
+    expect,
+)
 from pipeline.fit import count_statuses, fit
 from pipeline.moments import gather_moments
 from pipeline.plan import Plan, prepare
 from pipeline.record import record, resolved_dtype
 from pipeline.report import report
 from pipeline.rundir import Run
+from pipeline.sharpen import sharpen
 from pipeline.signals import stop_signals
 from pipeline.simulate import simulate
 
@@ -125,7 +136,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
     steps = {
         "record": lambda: record(run, plan, expected, workers, dtype),
         "concepts": lambda: score_concepts(run, plan, expected),
-        "moments": lambda: gather_moments(run, plan, expected),
+        "sharpen": lambda: sharpen(run, plan, expected),
+        "moments": lambda: _moments(run, plan, expected),
         "fit": lambda: fit(run, plan, expected),
         "simulate": lambda: simulate(run, plan, expected),
         "report": lambda: report(run, plan, expected),
@@ -141,6 +153,11 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
                 f"stage {STAGES[last]!r} builds on {stale[0]!r}, which is missing or was made with "
                 f"another configuration; add --stage {stage}, or leave --stage out"
             )
+
+
+def _moments(run: Run, plan: Plan, expected: Expected) -> None:
+    gather_moments(run, plan, expected)
+    name_degenerate(run, plan, expected.tables[SYNONYMS])
 
 
 def resolved_yaml(config: Config) -> str:

@@ -1,8 +1,9 @@
 """The simulate stage: explanations → scores on test images, by other models than the explainer.
 
 A simulator scores the explainer's concepts on test images from its own embeddings; the explanation's
-weights turn them into a predicted activation, which is compared with the recorded one. The
-simulator named `explainer` is the explainer's own concept scores: a check of the fit.
+weights turn them into a predicted activation, which is compared with the recorded one. Where the
+explainer's scores were softened or sharpened for a layer, so are the simulator's. The simulator
+named `explainer` is the explainer's own concept scores: a check of the fit.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ import pyarrow.compute as pc
 import ray
 from scipy import sparse
 
-from core.concept_scores import sigmoid_scores
+from core.concept_scores import sharpened
 from core.correlation import correlation_with_interval
 from core.errors import ConceptError
-from pipeline.concepts import embed_texts, read_split
 from pipeline.config import OWN_SCORE
 from pipeline.engine import run_tasks
-from pipeline.expected import (
-    ACTIVATIONS,
-    EXPLANATIONS,
-    IMAGES,
-    SCORES,
-    Expected,
-    embeddings_table,
-    scores_table,
-)
+from pipeline.expected import ACTIVATIONS, EXPLANATIONS, SCORES, Expected
 from pipeline.fingerprints import fingerprint
 from pipeline.fit import BLOCK
-from pipeline.moments import active_positions, columns_of
+from pipeline.moments import StoredMoments
 from pipeline.plan import ClipPlan, Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
+from pipeline.scores import (
+    ScoreSource,
+    Shards,
+    explainer_source,
+    model_source,
+    read_rows,
+    shards_of,
+)
 from pipeline.storage import Folder
+from pipeline.targets import columns_of
 
 WORK = "work/scores"
 
@@ -53,6 +54,7 @@ SCORE_SCHEMA = pa.schema(
         ("correlation", pa.float64()),
         ("ci_low", pa.float64()),
         ("ci_high", pa.float64()),
+        ("selection_gap", pa.float64()),
     ]
 )
 
@@ -72,18 +74,25 @@ def _score_blocks(
 ) -> None:
     columns = columns_of(plan)
     explanations = run.read(EXPLANATIONS)
-    activations = [_on_test(run, ACTIVATIONS, column.name) for column in columns]
+    shards = shards_of(run, plan)
+    parts = run.parts(ACTIVATIONS)
+    activations = [_on_test(run, shards, parts, column.name) for column in columns]
     there = set(run.part_files(WORK))
     names: list[str] = []
     calls: list[tuple[Any, ...]] = []
     resumed = 0
     for explainer in plan.explainers:
-        active = active_positions(run, explainer.name)
-        texts = [explainer.concepts[position] for position in active]
-        scores = {OWN_SCORE: _on_test(run, scores_table(explainer.name), "score", active)}
-        for simulator in simulators:
-            scores[simulator.name] = _simulated_scores(run, simulator, texts)
-        places = ray.put({text: row for row, text in enumerate(texts)})
+        stored = StoredMoments(run, plan, explainer)
+        own = explainer_source(run, plan, explainer)
+        sources = {OWN_SCORE: own} | {
+            s.name: model_source(run, s, stored.texts) for s in simulators
+        }
+        levels = [
+            _levels(run, shards, source, stored.positions if source is own else None)
+            for source in sources.values()
+        ]
+        softened = [source.texts is not None for source in sources.values()]
+        places = ray.put({text: row for row, text in enumerate(stored.texts)})
         mine = explanations.filter(pc.equal(explanations["explainer"], explainer.name))
         for column, recorded in zip(columns, activations, strict=True):
             here = pc.and_(
@@ -107,9 +116,10 @@ def _score_blocks(
                         rows,
                         places,
                         recorded,
-                        list(scores),
+                        list(zip(sources, softened, strict=True)),
+                        stored.factors[column.layer, column.pooling],
                         plan.config.simulate.confidence,
-                        *scores.values(),
+                        *levels,
                     )
                 )
     progress = Progress("simulate", explanations.num_rows, "explanations")
@@ -122,35 +132,23 @@ def _score_blocks(
     progress.close(f"{1 + len(simulators)} simulators, own score included")
 
 
-def _on_test(run: Run, table: str, column: str, positions: np.ndarray | None = None) -> Any:
+def _on_test(run: Run, shards: Shards, parts: Sequence[str], column: str) -> Any:
     """Reference to a column's test rows, (images, entries), read by a task."""
-    jobs = list(zip(run.parts(IMAGES), run.parts(table), strict=True))
-    return ray.remote(_read_test).remote(run.folder, jobs, column, positions)
+    return ray.remote(_read_test).remote(run.folder, shards, parts, column)
 
 
-def _read_test(
-    folder: Folder,
-    jobs: Sequence[tuple[str, str]],
-    column: str,
-    positions: np.ndarray | None,
-) -> np.ndarray:
-    parts = [read_split(folder, *job, [column])["test"][column] for job in jobs]
-    whole = np.concatenate(parts)
-    return whole if positions is None else np.ascontiguousarray(whole[:, positions])
+def _read_test(folder: Folder, shards: Shards, parts: Sequence[str], column: str) -> np.ndarray:
+    rows = []
+    for number, part in enumerate(parts):
+        inside = shards.rows(folder, number, "test")
+        rows.append(read_rows(folder, shards, number, part, [column])[column][inside])
+    return np.concatenate(rows)
 
 
-def _simulated_scores(run: Run, simulator: ClipPlan, texts: Sequence[str]) -> Any:
-    """Reference to a simulator's scores of some concepts on test images, (images, concepts)."""
-    embedded = embed_texts(run, simulator, texts)
-    images = _on_test(run, embeddings_table(simulator.name), "embedding")
-    task = ray.remote(_sigmoid_scores)
-    return task.remote(run.folder, embedded, images, simulator.slope, simulator.shift)
-
-
-def _sigmoid_scores(
-    folder: Folder, texts: str, images: np.ndarray, slope: float, shift: float
-) -> np.ndarray:
-    return sigmoid_scores(images, folder.read_arrays(texts)["embedding"], slope, shift)
+def _levels(run: Run, shards: Shards, source: ScoreSource, positions: np.ndarray | None) -> Any:
+    """Reference to a source's logits or scores of some concepts on test images."""
+    values = _on_test(run, shards, source.parts, source.column)
+    return ray.remote(ScoreSource.levels).remote(source, run.folder, values, positions)
 
 
 def score_block(
@@ -159,9 +157,10 @@ def score_block(
     explanations: pa.Table,
     places: Mapping[str, int],
     activations: np.ndarray,
-    simulators: Sequence[str],
+    simulators: Sequence[tuple[str, bool]],
+    factor: float,
     confidence: float,
-    *concept_scores: np.ndarray,
+    *levels: np.ndarray,
 ) -> None:
     """Score the explanations of a block of neurons and write their rows.
 
@@ -169,23 +168,27 @@ def score_block(
         folder: The run.
         name: Part to write.
         explanations: Rows of the explanations table, of one layer, pooling and explainer.
-        places: Column of each concept in `concept_scores`.
+        places: Column of each concept in `levels`.
         activations: Recorded activations on test images, (images, neurons).
-        simulators: Names, in the order of `concept_scores`.
+        simulators: Names, and whether their levels are logits, in the order of `levels`.
+        factor: Sharpness: what logits are multiplied by.
         confidence: Coverage of the intervals.
-        concept_scores: For each simulator, its concept scores on test images, (images, concepts).
+        levels: For each simulator, logits or scores on test images, (images, concepts).
     """
     weights, used = _weights(explanations, places)
     neurons = explanations["neuron"].to_numpy()
     head = explanations.select(["layer", "pooling", "neuron", "explainer", "length", "chosen"])
     tables = []
-    for simulator, scores in zip(simulators, concept_scores, strict=True):
+    validation = explanations["val_correlation"].to_numpy()
+    for (simulator, logits), scores in zip(simulators, levels, strict=True):
         if len(scores) != len(activations):
             raise ConceptError(
                 f"simulator {simulator!r} has {len(scores)} test images and the activations have "
                 f"{len(activations)}; run 'neuroscribe run' again to record what is missing"
             )
-        terms = np.ascontiguousarray(scores[:, used].T, dtype=np.float64)
+        known = scores[:, used]
+        known = sharpened(known, factor) if logits else known
+        terms = np.ascontiguousarray(known.T, dtype=np.float64)
         results = np.full((3, len(neurons)), np.nan)
         for start in range(0, len(neurons), BLOCK):
             rows = slice(start, start + BLOCK)
@@ -195,6 +198,9 @@ def score_block(
             found = correlation_with_interval(actual, simulated, confidence)
             results[:, rows] = found.correlation, found.low, found.high
         columns = dict(zip(("correlation", "ci_low", "ci_high"), results, strict=True))
+        # How much better validation looked than test, to the same eyes: the price of choosing.
+        same = simulator == OWN_SCORE
+        columns["selection_gap"] = np.where(same, validation - columns["correlation"], np.nan)
         content = {n: head[n] for n in head.column_names} | {
             "simulator": [simulator] * len(neurons)
         }

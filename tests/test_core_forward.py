@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.errors import ShapeError
 from core.forward import forward_paths
 from core.moments import ConceptMoments, CrossMoments
-from core.paths import Paths, fitted_paths
+from core.paths import Paths, fitted_paths, nested_selection
 
 
 def correlated_scores(images: int, concepts: int, seed: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_selection_is_that_of_refitting_every_candidate(seed: int) -> None:
     paths = forward(p, q, 4)
     for neuron in range(3):
         if paths.available[neuron]:
-            assert paths.concepts[neuron].tolist() == refitted_greedily(p, q[:, neuron], 4)
+            assert order(paths)[neuron].tolist() == refitted_greedily(p, q[:, neuron], 4)
 
 
 def test_every_length_has_the_least_squares_weights_of_its_own_concepts() -> None:
@@ -94,7 +94,7 @@ def test_planted_explanations_are_recovered() -> None:
     q = np.einsum("ink,nk->in", p[:, support], planted) + 0.7
     q += 0.3 * q.std(axis=0) * rng.standard_normal(q.shape)
     paths = forward(p, q, 5)
-    found = [set(a) == set(b) for a, b in zip(paths.concepts, support, strict=True)]
+    found = [set(a) == set(b) for a, b in zip(order(paths), support, strict=True)]
     assert np.mean(found) >= 0.95
     errors = []
     for neuron in np.flatnonzero(found).tolist():
@@ -104,6 +104,11 @@ def test_planted_explanations_are_recovered() -> None:
         assert bias == pytest.approx(0.7, abs=0.05)
     # Relative errors of 300 weights; the standard error of a weight is about two per cent of one.
     assert np.sqrt(np.mean(np.square(errors))) < 0.05
+
+
+def order(paths: Paths) -> np.ndarray:
+    """Concepts in order of selection, -1 beyond the end."""
+    return nested_selection(paths.concepts)[0]
 
 
 def assert_same_bits(found: Paths, expected: Paths) -> None:
@@ -143,7 +148,7 @@ def test_concepts_in_other_units_are_selected_in_the_same_order() -> None:
     plain, scaled = forward(p, q, 6), forward(p * units, q, 6)
     np.testing.assert_array_equal(plain.concepts, scaled.concepts)
     picked = units[plain.concepts]
-    np.testing.assert_allclose(scaled.weights * picked[:, None], plain.weights, rtol=1e-7)
+    np.testing.assert_allclose(scaled.weights * picked, plain.weights, rtol=1e-7)
 
 
 def test_of_equal_concepts_the_first_is_taken_and_the_others_never() -> None:
@@ -152,7 +157,7 @@ def test_of_equal_concepts_the_first_is_taken_and_the_others_never() -> None:
     p[:, 9] = 1 - 0.5 * p[:, 2]
     q = 3 * p[:, [2]] + p[:, [4]] + 0.1 * np.random.default_rng(0).standard_normal((120, 1))
     paths = forward(p, q, 10)
-    chosen = paths.concepts[0, : paths.available[0]].tolist()
+    chosen = paths.explanation(0, int(paths.available[0]))[0].tolist()
     assert chosen[0] == 2
     assert not {7, 9} & set(chosen)
     assert paths.available[0] == 8
@@ -182,9 +187,9 @@ def test_the_path_ends_where_everything_is_explained() -> None:
 def test_a_path_is_no_longer_than_the_list_of_concepts() -> None:
     p = correlated_scores(60, 3, 12)
     paths = forward(p, noisy_neurons(p, 2, 13), 10)
-    assert paths.concepts.shape == (2, 10)
+    assert paths.concepts.shape == (2, 10, 10)
     assert (paths.available <= 3).all()
-    assert (paths.concepts[:, 3:] == -1).all()
+    assert (order(paths)[:, 3:] == -1).all()
     none = forward(p[:, :0], noisy_neurons(p, 2, 13), 4)
     assert not none.available.any()
 
@@ -212,7 +217,7 @@ def test_a_selection_given_by_hand_ends_before_its_first_collinear_concept() -> 
     selection = np.array([[0, 1, 5, 2], [3, 2, -1, -1]], dtype=np.int32)
     paths = fitted_paths(selection, ConceptMoments.of(p), CrossMoments.of(p, q))
     assert paths.available.tolist() == [2, 2]
-    assert paths.concepts.tolist() == [[0, 1, -1, -1], [3, 2, -1, -1]]
+    assert order(paths).tolist() == [[0, 1, -1, -1], [3, 2, -1, -1]]
 
 
 def test_moments_and_lengths_that_do_not_exist_are_refused() -> None:

@@ -73,7 +73,8 @@ def plain_search(
 
 
 def chosen(paths: Paths, neuron: int) -> list[int]:
-    return paths.concepts[neuron, : paths.available[neuron]].tolist()
+    length = int(paths.available[neuron])
+    return paths.explanation(neuron, length)[0].tolist() if length else []
 
 
 def test_both_stages_are_those_of_a_plain_implementation() -> None:

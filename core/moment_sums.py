@@ -1,0 +1,210 @@
+"""Moments of images that come shard by shard, added up in place.
+
+What a recording machine keeps while images pass by: one concept block and one block of cross
+moments, whatever the number of images. On a CPU the blocks are worked through tile by tile, so that
+beside the block itself little memory is needed and a number's bits depend on its own two columns
+alone; on a GPU the same sums are float64 matrix products over whole blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+
+from core.errors import RecordingError, ShapeError
+from core.products import LEFT_TILE, RIGHT_TILE, centred_columns
+
+
+class MomentSum:
+    """Centred sums of products between the columns of two arrays, over images that come in shards."""
+
+    def __init__(self, left: int, right: int | None = None, device: str = "cpu") -> None:
+        """Start without images.
+
+        Args:
+            left: Number of columns of the first array.
+            right: Number of columns of the second; None for the products of the first with itself.
+            device: ``cpu``, or a GPU (``cuda``, ``cuda:N``) where the sums are kept until they are
+                read. Between devices results differ by rounding in float64.
+        """
+        self.count = 0
+        self.symmetric = right is None
+        kind = _CpuBlock if device == "cpu" else _GpuBlock
+        self._block = kind(left, left if right is None else right, self.symmetric, device)
+        self.left_mean = np.zeros(left)
+        self.right_mean = np.zeros(left if right is None else right)
+
+    def add(
+        self,
+        left: Shaped[np.ndarray, "images left"],
+        right: Shaped[np.ndarray, "images right"] | None = None,
+    ) -> None:
+        """Add the images of one shard; any real types.
+
+        Raises:
+            ShapeError: Arrays of other widths than the sum's, or of different numbers of images.
+            RecordingError: Values of the first array that are not finite.
+        """
+        self._check(left, right)
+        if not len(left):
+            return
+        count = self.count + len(left)
+        share = len(left) / count
+        between = self.count * share
+        left_mean, right_mean = self._block.add(
+            left, right, self.left_mean, self.right_mean, between if self.count else 0.0
+        )
+        bad = np.flatnonzero(~np.isfinite(left_mean))
+        if bad.size:
+            raise RecordingError(
+                f"{bad.size} of {left_mean.size} concepts have scores that are not finite, the "
+                f"first at position {bad[0]}; expected numbers; record the embeddings of these "
+                "images again"
+            )
+        self.left_mean = self.left_mean + (left_mean - self.left_mean) * share
+        self.right_mean = self.right_mean + (right_mean - self.right_mean) * share
+        self.count = count
+
+    def products(self) -> Float[np.ndarray, "left right"]:
+        """Centred sums of products, not divided by the count; NaN in failed columns of the second.
+
+        On a CPU these are the sums themselves, not a copy: read them when all shards are in.
+        """
+        block = self._block.products()
+        if not self.symmetric:
+            block[:, ~np.isfinite(self.right_mean)] = np.nan
+        return block
+
+    def squares(self) -> Float[np.ndarray, " right"]:
+        """Centred sums of squares of the second array's columns; NaN in failed ones."""
+        if self.symmetric:
+            return np.diagonal(self._block.products()).copy()
+        return np.where(np.isfinite(self.right_mean), self._block.squares(), np.nan)
+
+    def _check(self, left: np.ndarray, right: np.ndarray | None) -> None:
+        for name, values, width in (
+            ("concept scores", left, len(self.left_mean)),
+            ("activations", right, len(self.right_mean)),
+        ):
+            if values is not None and (values.ndim != 2 or values.shape[1] != width):
+                raise ShapeError(
+                    f"{name} have shape {values.shape}; expected one row per image and {width} columns"
+                )
+        if self.symmetric != (right is None):
+            raise ShapeError("moments of one array take one, those of two take two")
+        if right is not None and len(right) != len(left):
+            raise ShapeError(
+                f"moments of different images: {len(left)} rows of concept scores and {len(right)} "
+                "of activations; both must be of the same images"
+            )
+
+
+class _CpuBlock:
+    """Sums in main memory, updated tile by tile."""
+
+    def __init__(self, left: int, right: int, symmetric: bool, _device: str) -> None:
+        self.symmetric = symmetric
+        self._sums = np.zeros((left, right))
+        self._squares = np.zeros(0 if symmetric else right)
+
+    def add(
+        self,
+        left: np.ndarray,
+        right: np.ndarray | None,
+        left_before: np.ndarray,
+        right_before: np.ndarray,
+        between: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add a shard, and the squared distance of its means from those before; its means."""
+        rows, columns = self._sums.shape
+        left_mean, right_mean = np.empty(rows), np.empty(columns)
+        other = left if right is None else right
+        width = LEFT_TILE if self.symmetric else RIGHT_TILE
+        for a in range(0, max(rows, 1), LEFT_TILE):
+            left_mean[a : a + LEFT_TILE], p = centred_columns(left[:, a : a + LEFT_TILE], LEFT_TILE)
+            for b in range(a if self.symmetric else 0, columns, width):
+                right_mean[b : b + width], q = centred_columns(other[:, b : b + width], width)
+                tile = p.T @ q
+                if self.symmetric and a == b:
+                    tile = np.triu(tile) + np.triu(tile, 1).T
+                place = self._sums[a : a + LEFT_TILE, b : b + width]
+                place += tile[: place.shape[0], : place.shape[1]]
+                if between:
+                    shift = left_mean[a : a + LEFT_TILE] - left_before[a : a + LEFT_TILE]
+                    with np.errstate(invalid="ignore"):
+                        other_shift = right_mean[b : b + width] - right_before[b : b + width]
+                        place += between * (shift[:, None] * other_shift)
+                if self.symmetric and a != b:
+                    self._sums[b : b + width, a : a + LEFT_TILE] = place.T
+                if not self.symmetric and a == 0:
+                    np.square(q, out=q)
+                    squares = self._squares[b : b + width]
+                    squares += q.sum(axis=0)[: len(squares)]
+                    if between:
+                        with np.errstate(invalid="ignore"):
+                            squares += between * (other_shift * other_shift)
+        return left_mean, right_mean
+
+    def products(self) -> np.ndarray:
+        return self._sums
+
+    def squares(self) -> np.ndarray:
+        return self._squares
+
+
+class _GpuBlock:
+    """Sums in a GPU's memory; float64 matrix products over whole blocks."""
+
+    def __init__(self, left: int, right: int, symmetric: bool, device: str) -> None:
+        self.symmetric = symmetric
+        self._device = torch.device(device)
+        self._sums = self._zeros(left, right)
+        self._squares = self._zeros(0 if symmetric else right)
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self._device)
+
+    def add(
+        self,
+        left: Any,
+        right: Any,
+        left_before: np.ndarray,
+        right_before: np.ndarray,
+        between: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        left_mean, p = self._centred(left)
+        right_mean, q = (left_mean, p) if right is None else self._centred(right)
+        self._sums.addmm_(p.T, q)
+        if not self.symmetric:
+            self._squares += torch.einsum("in,in->n", q, q)
+        if between:
+            shift = left_mean - torch.from_numpy(left_before).to(self._device)
+            other = right_mean - torch.from_numpy(right_before).to(self._device)
+            self._sums.addr_(shift, other, alpha=between)
+            if not self.symmetric:
+                self._squares += between * other * other
+        return left_mean.cpu().numpy(), right_mean.cpu().numpy()
+
+    def _centred(self, values: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means, NaN for columns that are not finite, and the columns without their means."""
+        if isinstance(values, np.ndarray):
+            values = torch.from_numpy(np.ascontiguousarray(values))
+        centred = values.to(self._device).to(torch.float64)
+        finite = centred.isfinite().all(dim=0)
+        centred = torch.where(finite, centred, 0.0)
+        origin = centred[0].clone()
+        centred -= origin
+        offset = centred.mean(dim=0)
+        centred -= offset
+        return torch.where(finite, origin + offset, torch.nan), centred
+
+    def products(self) -> np.ndarray:
+        if self.symmetric:  # what rounding leaves between the halves of a product
+            self._sums = (self._sums + self._sums.T) / 2
+        return self._sums.cpu().numpy()
+
+    def squares(self) -> np.ndarray:
+        return self._squares.cpu().numpy()

@@ -1,0 +1,192 @@
+"""The sharpen stage: how sharp a model's concept scores should be for each layer, by validation images.
+
+Every factor on the logits is tried on a sample: explanations are fitted on its training images and
+scored on its validation images, by the explainer alone. No test image and no simulator is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from core.forward import forward_paths
+from core.lengths import path_correlations
+from core.moments import ConceptMoments, CrossMoments
+from core.sharpness import FACTORS, choose_factor
+from pipeline.engine import run_tasks
+from pipeline.expected import ACTIVATIONS, SHARPNESS, Expected
+from pipeline.explainers import ExplainerPlan
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.rundir import Run
+from pipeline.scores import (
+    ScoreSource,
+    Shards,
+    active_positions,
+    explainer_source,
+    read_rows,
+    shards_of,
+)
+from pipeline.storage import Folder
+from pipeline.targets import Column, columns_of
+
+#: About so many images, so many concepts, and so many neurons of a layer are tried, at this length.
+IMAGES_TRIED, CONCEPTS_TRIED, NEURONS_TRIED, LENGTH_TRIED = 10_000, 1_000, 128, 5
+
+#: Shards that one task draws its sample from.
+LANE = 64
+
+SHARPNESS_SCHEMA = pa.schema(
+    [
+        ("explainer", pa.string()),
+        ("layer", pa.string()),
+        ("pooling", pa.string()),
+        ("factor", pa.float64()),
+        ("val_correlation", pa.float64()),
+        ("neurons", pa.int32()),
+        ("chosen", pa.bool_()),
+    ]
+)
+
+
+def sharpen(run: Run, plan: Plan, expected: Expected) -> None:
+    """Choose the sharpness of every explainer's concept scores for every layer; commit the table."""
+    made = expected.tables[SHARPNESS]
+    with run.stage("sharpen") as facts:
+        if run.is_fresh(SHARPNESS, made):
+            return
+        run.withdraw(SHARPNESS)
+        setting = plan.config.fit.resolved.sharpness
+        rows: list[dict[str, Any]] = []
+        for explainer in plan.explainers:
+            if explainer.kind == "open_clip" and setting == "auto":
+                rows += _tried(run, plan, explainer)
+            else:
+                fixed = isinstance(setting, float) and explainer.kind == "open_clip"
+                factor = float(setting) if fixed else 1.0
+                rows += [_row(explainer, c, factor) for c in columns_of(plan)]
+        table = pa.Table.from_pylist(rows, schema=SHARPNESS_SCHEMA)
+        size = run.write(SHARPNESS, "sharpness.parquet", table, made)
+        facts |= {"rows": table.num_rows, "bytes": size}
+
+
+def _row(explainer: ExplainerPlan, column: Column, factor: float, **more: Any) -> dict[str, Any]:
+    about = {"explainer": explainer.name, "layer": column.layer, "pooling": column.pooling}
+    return about | {"factor": factor, "chosen": True} | more
+
+
+def _tried(run: Run, plan: Plan, explainer: ExplainerPlan) -> list[dict[str, Any]]:
+    """Rows of one explainer: every factor for every layer, and which one is chosen."""
+    columns = columns_of(plan)
+    source = explainer_source(run, plan, explainer)
+    active = active_positions(run, explainer.name)
+    positions = active[_spaced(len(active), CONCEPTS_TRIED)]
+    sample = _draw(run, plan, source, columns)
+    shared = [ray.put(part) for part in sample]
+    calls = [(run.folder, source, positions, factor, *shared) for factor in FACTORS]
+    progress = Progress(f"sharpen {explainer.name}", len(FACTORS), "factors")
+    found = np.full((len(FACTORS), len(columns), 2), np.nan)
+    for place, scored in run_tasks(_try_factor, calls):
+        found[place] = scored
+        progress.advance(1)
+    rows = []
+    chosen = []
+    for c, column in enumerate(columns):
+        best = choose_factor(FACTORS, found[:, c, 0])
+        chosen.append(best)
+        for f, factor in enumerate(FACTORS):
+            mean, neurons = found[f, c]
+            value = float(mean) if np.isfinite(mean) else None
+            more = {"val_correlation": value, "neurons": int(neurons), "chosen": factor == best}
+            rows.append(_row(explainer, column, factor, **more))
+    progress.close(f"factors {', '.join(f'{f:.2g}' for f in sorted(set(chosen)))}")
+    return rows
+
+
+def _spaced(count: int, most: int) -> np.ndarray:
+    """At most so many of the first numbers, evenly spaced."""
+    return np.arange(count) if count <= most else np.arange(most) * count // most
+
+
+def _draw(
+    run: Run, plan: Plan, source: ScoreSource, columns: Sequence[Column]
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """A sample of training and validation images: embeddings, and activations of some neurons."""
+    splits = plan.index.rows["split"].value_counts().to_pylist()
+    count = sum(entry["counts"] for entry in splits if entry["values"] != "test")
+    share = min(1.0, IMAGES_TRIED / count)
+    shards = shards_of(run, plan)
+    parts = run.parts(ACTIVATIONS)
+    numbers = range(len(parts))
+    calls = [
+        (run.folder, shards, numbers[start : start + LANE], source, parts, columns, share)
+        for start in range(0, len(parts), LANE)
+    ]
+    drawn = dict(run_tasks(_draw_lane, calls))
+    lanes = [drawn[position] for position in range(len(calls))]
+    embeddings = {s: np.concatenate([lane[0][s] for lane in lanes]) for s in ("train", "val")}
+    activations = {
+        s: {c.name: np.concatenate([lane[1][s][c.name] for lane in lanes]) for c in columns}
+        for s in ("train", "val")
+    }
+    return embeddings, activations
+
+
+def _draw_lane(
+    folder: Folder,
+    shards: Shards,
+    numbers: Sequence[int],
+    source: ScoreSource,
+    parts: Sequence[str],
+    columns: Sequence[Column],
+    share: float,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    values: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    activations: dict[str, dict[str, list[np.ndarray]]] = {
+        split: {column.name: [] for column in columns} for split in values
+    }
+    for number in numbers:
+        seen = read_rows(folder, shards, number, source.parts[number], [source.column])
+        read = read_rows(folder, shards, number, parts[number], [c.name for c in columns])
+        for split in values:
+            inside = shards.rows(folder, number, split, share)
+            values[split].append(seen[source.column][inside])
+            for column in columns:
+                kept = _spaced(column.neurons, NEURONS_TRIED)
+                activations[split][column.name].append(read[column.name][inside][:, kept])
+    return (
+        {split: np.concatenate(pieces) for split, pieces in values.items()},
+        {s: {name: np.concatenate(p) for name, p in by.items()} for s, by in activations.items()},
+    )
+
+
+def _try_factor(
+    folder: Folder,
+    source: ScoreSource,
+    positions: np.ndarray,
+    factor: float,
+    values: Mapping[str, np.ndarray],
+    activations: Mapping[str, Mapping[str, np.ndarray]],
+) -> np.ndarray:
+    """Mean validation correlation, and the number of neurons that have one, for each column."""
+    scores = {
+        split: source.scores(source.levels(folder, v, positions), factor)
+        for split, v in values.items()
+    }
+    train, val = ConceptMoments.of(scores["train"]), ConceptMoments.of(scores["val"])
+    out = []
+    for name in activations["train"]:
+        fitted = CrossMoments.of(scores["train"], activations["train"][name])
+        held = CrossMoments.of(scores["val"], activations["val"][name])
+        paths = forward_paths(train, fitted, LENGTH_TRIED)
+        correlation = path_correlations(paths, val, held)
+        # A path that ends early is scored where it ends.
+        last = np.maximum(paths.available - 1, 0)
+        reached = np.take_along_axis(correlation, last[:, None], axis=1)[:, 0]
+        known = np.isfinite(reached)
+        out.append((reached[known].mean() if known.any() else np.nan, known.sum()))
+    return np.array(out)
