@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,11 @@ def main() -> int:
     searches = {"paper": FitConfig(preset="paper"), "forward": plan.config.fit}
     seconds = {}
     with engine(plan.config.ray):
-        carry_out(run, plan, STAGES[:3])
+        carry_out(run, plan, STAGES[:2])
         for name, fit in searches.items():
             config = plan.config.model_copy(update={"fit": fit})
-            carry_out(run, type(plan)(**(vars(plan) | {"config": config})), ["fit", "simulate"])
+            stages = ["sharpen", "moments", "fit", "simulate"]
+            carry_out(run, replace(plan, config=config), stages)
             tables[name] = run.read("scores")
             seconds[name] = run.ledger()["stages"]["fit"].get("seconds")
         carry_out(run, plan)

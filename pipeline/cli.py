@@ -60,6 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", required=True, metavar="RUN", help="run directory or URL")
     run.add_argument("--stage", nargs="+", metavar="NAME", help="only these stages")
 
+    refit = add(
+        "refit-length", _refit_length, "Choose other lengths in a finished run; no image is read."
+    )
+    refit.add_argument("run", metavar="RUN")
+    refit.add_argument(
+        "--by", choices=["tolerance", "one-standard-error", "cross-validation"], help="the rule"
+    )
+    refit.add_argument("--tolerance", type=float, help="validation correlation to give up")
+
     demo = add("demo", _demo, "Explain a real network on images that the program draws itself.")
     demo.add_argument("--out", default=DEMO_OUT, metavar="RUN", help=f"default: {DEMO_OUT}")
     demo.add_argument("--images", type=int, default=None, help="how many images to draw")
@@ -92,6 +101,15 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.show import summary_lines
 
     summary = execute(load_config(chosen.config), chosen.out, chosen.stage)
+    print("\n".join(summary_lines(summary)))
+    return summary.exit_code
+
+
+def _refit_length(chosen: argparse.Namespace) -> int:
+    from pipeline.run import refit_length
+    from pipeline.show import summary_lines
+
+    summary = refit_length(chosen.run, chosen.by, chosen.tolerance)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
 

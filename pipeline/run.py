@@ -12,12 +12,13 @@ import yaml
 
 from core.errors import ConfigError, close_names
 from pipeline.concepts import score_concepts
-from pipeline.config import OWN_SCORE, Config
+from pipeline.config import OWN_SCORE, Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import (
     EXPLANATIONS,
     IMAGES,
+    PATHS,
     QUARANTINE,
     SCORES,
     STAGES,
@@ -110,6 +111,32 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
     with engine(config.ray), stop_signals():
         carry_out(run, plan, stages or STAGES)
     return summarise(run, seconds=time.monotonic() - begun)
+
+
+def refit_length(url: str | Path, by: str | None = None, tolerance: float | None = None) -> Summary:
+    """Choose other lengths in a finished run: its own configuration with another rule.
+
+    Args:
+        url: The run directory.
+        by: Rule, as `fit.length`; by default the one that the run has.
+        tolerance: As `fit.tolerance`.
+
+    Raises:
+        ConfigError: There is no such run, or the paths that lengths are chosen from are not there.
+    """
+    run = Run.open(url)
+    data = yaml.safe_load(run.folder.read("run.yaml"))
+    given = {"length": by, "tolerance": tolerance}
+    changed = {key: value for key, value in given.items() if value is not None}
+    if not changed:
+        raise ConfigError("nothing to change: give --by RULE, --tolerance NUMBER, or both")
+    data["fit"] |= changed
+    config = parse_config(data, Path.cwd(), source=run.folder.path("run.yaml"))
+    if PATHS not in run.tables():
+        raise ConfigError(
+            f"{run.folder.url!r} has no paths to choose from yet; 'neuroscribe run' makes them"
+        )
+    return execute(config, url, ["fit", "simulate", "report"])
 
 
 def plan_line(plan: Plan) -> str:

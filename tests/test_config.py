@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from core.errors import ConfigError
 from pipeline.config import Calibration, Config, SplitConfig, load_config, parse_config
+from pipeline.reference import configuration_page, models_in
 from pipeline.run import resolved_yaml
 
 GOOD: dict[str, Any] = {
@@ -112,15 +112,41 @@ def test_the_examples_are_valid_configurations() -> None:
         load_config(example)
 
 
-def test_every_key_of_the_configuration_is_documented() -> None:
-    documented = (Path(__file__).parents[1] / "docs/configuration.md").read_text()
-    sections = [model for field in Config.model_fields.values() for model in _models(field)]
+def test_the_page_of_the_configuration_is_what_its_types_say() -> None:
+    page = Path(__file__).parents[1] / "docs/configuration.md"
+    assert page.read_text(encoding="utf-8") == configuration_page()
+
+
+def test_every_key_of_the_configuration_is_described() -> None:
+    sections = [
+        model for field in Config.model_fields.values() for model in models_in(field.annotation)
+    ]
+    assert len(sections) >= 9
     for model in [*sections, SplitConfig, Calibration]:
         for key, field in model.model_fields.items():
-            assert f"| `{key}` |" in documented, f"{model.__name__}.{key}"
             assert field.description, f"{model.__name__}.{key}"
 
 
-def _models(field: Any) -> list[Any]:
-    found = [field.annotation, *get_args(field.annotation)]
-    return [m for m in found if isinstance(m, type) and issubclass(m, BaseModel)]
+@pytest.mark.parametrize(
+    ("fit", "word"),
+    [
+        ({"preset": "paper", "ridge": 0.1}, "ridge"),
+        ({"preset": "paper", "sharpness": "auto"}, "sharpness"),
+        ({"preset": "paper", "sign": "positive"}, "sign"),
+        ({"search": "paper", "length": "one-standard-error"}, "length"),
+        ({"length": "cross-validation", "folds": 0}, "folds"),
+        ({"folds": 1}, "folds"),
+        ({"sharpness": -1}, "sharpness"),
+        ({"search": "foward"}, "search"),
+    ],
+)
+def test_settings_of_the_fit_that_contradict_each_other_are_refused(
+    fit: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(ConfigError, match=word):
+        parse_config(GOOD | {"fit": fit}, Path())
+
+
+def test_the_preset_is_written_out_when_it_is_resolved() -> None:
+    fit = parse_config(GOOD | {"fit": {"preset": "paper"}}, Path()).fit.resolved
+    assert (fit.search, fit.sharpness, fit.ridge, fit.refit) == ("paper", "native", 0.0, "train")
