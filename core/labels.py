@@ -88,7 +88,7 @@ def label_concepts(labels: Sequence[str], hierarchy: Hierarchy | None = None) ->
         group = ids & frozenset(present)
         if 2 <= len(group) < len(present) and group not in groups:
             groups.add(group)
-            for label in ids:
+            for label in sorted(ids):
                 members.setdefault(label, []).append(len(concepts))
             add(name, "superclass")
     return LabelConcepts(concepts, {label: tuple(found) for label, found in members.items()})

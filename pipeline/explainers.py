@@ -123,9 +123,8 @@ def _plan_labels(name: str, index: ImageIndex, hierarchy: Hierarchy | None) -> E
     splits = index.rows["split"].to_pylist()
     train = [label for label, split in zip(labels, splits, strict=True) if split == "train"]
     known = label_concepts(train, hierarchy)
-    return ExplainerPlan(
-        name, "labels", list(known.concepts), fingerprint("labels", repr(known)), labels=known
-    )
+    made = fingerprint("labels", known.concepts, sorted(known.members.items()))
+    return ExplainerPlan(name, "labels", list(known.concepts), made, labels=known)
 
 
 def _plan_attributes(config: ConceptsConfig, index: ImageIndex) -> ExplainerPlan:
