@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import FitConfig, load_config
+from pipeline.config import load_config
 from pipeline.engine import engine
 from pipeline.expected import STAGES
+from pipeline.fit_config import FitConfig
 from pipeline.plan import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run

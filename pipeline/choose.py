@@ -16,9 +16,9 @@ import ray
 from core.lengths import choose_lengths, correlation_standard_error, one_standard_error
 from core.moments import ConceptMoments, CrossMoments, merged
 from core.synonyms import near_synonyms
-from pipeline.config import FitConfig
 from pipeline.engine import run_tasks
 from pipeline.expected import IMAGES
+from pipeline.fit_config import FitConfig
 from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.rundir import Run

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -23,6 +22,7 @@ from pydantic import (
 
 from core.errors import ConfigError, close_names
 from core.pooling import POOLINGS
+from pipeline.fit_config import FitConfig, Strict
 
 #: The simulator that stands for the explainer's own concept scores (a fit check, not a simulation).
 OWN_SCORE = "explainer"
@@ -31,23 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-#: What `fit.preset: paper` stands for.
-PAPER: dict[str, Any] = {
-    "search": "paper",
-    "max_length": 10,
-    "tolerance": 0.02,
-    "length": "tolerance",
-    "sharpness": "native",
-    "ridge": 0.0,
-    "refit": "train",
-}
-
-
-class SplitConfig(_Strict):
+class SplitConfig(Strict):
     """How images are divided: by hash of `image_id` into fractions, or by a column of the source."""
 
     train: Fraction = 0.7
@@ -73,7 +57,7 @@ class SplitConfig(_Strict):
         return self
 
 
-class ImagesConfig(_Strict):
+class ImagesConfig(Strict):
     """Where the images are and how they are divided."""
 
     path: str
@@ -88,7 +72,7 @@ class ImagesConfig(_Strict):
     """How images are divided."""
 
 
-class TargetConfig(_Strict):
+class TargetConfig(Strict):
     """The network to explain."""
 
     model: str
@@ -120,7 +104,7 @@ class TargetConfig(_Strict):
         return value
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """Concept score = sigmoid(a · (cosine + b))."""
 
     a: Annotated[float, Field(gt=0)]
@@ -129,7 +113,7 @@ class Calibration(_Strict):
     """Shift, in units of the cosine."""
 
 
-class ConceptsConfig(_Strict):
+class ConceptsConfig(Strict):
     """One explainer: a source of concept scores for every image."""
 
     name: Name
@@ -172,7 +156,7 @@ class ConceptsConfig(_Strict):
         return self
 
 
-class SimulatorConfig(_Strict):
+class SimulatorConfig(Strict):
     """Another vision-language model, which predicts the neurons on test images."""
 
     name: Name
@@ -190,7 +174,7 @@ class SimulatorConfig(_Strict):
         return value
 
 
-class RecordingsConfig(_Strict):
+class RecordingsConfig(Strict):
     """How recordings are cut and when bad images stop the run."""
 
     shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
@@ -199,67 +183,7 @@ class RecordingsConfig(_Strict):
     """Stop (exit code 4) when more than this share of the images cannot be used."""
 
 
-class FitConfig(_Strict):
-    """How explanations are searched for."""
-
-    search: Literal["forward", "beam", "elastic-net-top-k", "single", "paper"] = "forward"
-    """`forward` adds the best of all active concepts at each step; `beam` keeps several sets at each
-    step; `elastic-net-top-k` takes the largest weights of one elastic net; `single` the one best
-    concept; `paper` is the published search."""
-    max_length: Annotated[int, Field(ge=1, le=100)] = 10
-    """Most concepts of an explanation; every length up to it is kept."""
-    sign: Literal["any", "positive"] = "any"
-    """Signs of the weights: `positive` leaves out concepts that inhibit."""
-    ridge: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """`forward`: ridge penalty of the choice, in variances of a concept score; weights have none."""
-    sharpness: Literal["auto", "native"] | Annotated[float, Field(gt=0, le=100)] = "auto"
-    """`open_clip`: factor on the logits of concept scores; `auto` chooses one for each layer on
-    validation images, `native` is 1."""
-    length: Literal["tolerance", "one-standard-error", "cross-validation"] = "tolerance"
-    """How the length is chosen: the shortest explanation within `tolerance`, or within one standard
-    error, of the best on validation images; or within one standard error over the folds."""
-    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Validation correlation that may be given up for a shorter explanation."""
-    folds: Annotated[int, Field(ge=0, le=20)] = 5
-    """Folds of the training images, for cross-validation and stability; 0 for neither."""
-    refit: Literal["train", "train+val"] = "train+val"
-    """Images that the final weights are fitted on, once concepts are chosen."""
-    max_concepts: Annotated[int, Field(ge=1)] = 20_000
-    """Most active concepts of an explainer; of more, those nearest to some neuron are kept."""
-    preset: Literal["paper"] | None = None
-    """`paper`: the published elastic net, greedy search and calibration, with their settings."""
-
-    @model_validator(mode="after")
-    def _preset_is_whole(self) -> FitConfig:
-        if self.preset == "paper":
-            for key, value in PAPER.items():
-                if key in self.model_fields_set and getattr(self, key) != value:
-                    raise ValueError(
-                        f"preset 'paper' sets {key} to {value!r}; drop {key} or preset"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _keys_fit_together(self) -> FitConfig:
-        if self.folds == 1:
-            raise ValueError("one fold leaves nothing to fit on; use 0 or at least 2 folds")
-        if self.length == "cross-validation" and not self.folds:
-            raise ValueError("length 'cross-validation' needs folds; leave the key out for 5")
-        if self.search == "paper" and self.length != "tolerance":
-            raise ValueError("the published search stops at the length it chooses; drop length")
-        if self.sign == "positive" and "paper" in (self.search, self.preset):
-            raise ValueError("the published search has weights of any sign; drop sign or paper")
-        return self
-
-    @property
-    def resolved(self) -> FitConfig:
-        """The same with the preset written out."""
-        if self.preset is None:
-            return self
-        return self.model_copy(update=PAPER | {"preset": None})
-
-
-class SimulateConfig(_Strict):
+class SimulateConfig(Strict):
     """How explanations are scored."""
 
     metrics: list[Literal["correlation"]] = ["correlation"]
@@ -268,14 +192,14 @@ class SimulateConfig(_Strict):
     """Coverage of the confidence intervals."""
 
 
-class AtlasConfig(_Strict):
+class AtlasConfig(Strict):
     """The page that people look at."""
 
     images: bool = True
     """Show images; `false` writes none of them into the atlas."""
 
 
-class RayConfig(_Strict):
+class RayConfig(Strict):
     """Where the work is done."""
 
     address: str | None = None
@@ -286,7 +210,7 @@ class RayConfig(_Strict):
     """GPUs for each recording actor, fractions too; by default 1 where the cluster has a GPU."""
 
 
-class Config(_Strict):
+class Config(Strict):
     """One run of neuroscribe."""
 
     images: ImagesConfig

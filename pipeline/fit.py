@@ -22,10 +22,10 @@ from core.shares import variance_shares
 from core.stability import selection_frequency
 from core.status import neuron_statuses
 from pipeline.choose import choose
-from pipeline.config import FitConfig
 from pipeline.engine import run_tasks
 from pipeline.expected import EXPLANATIONS, PATHS, Expected
 from pipeline.fingerprints import fingerprint
+from pipeline.fit_config import FitConfig
 from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.progress import Progress

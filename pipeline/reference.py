@@ -21,7 +21,7 @@ every key with the value that was used. `store` is reserved and must be left out
 """
 
 #: Sections that lie inside others, after which section they are shown, and under what title.
-INSIDE = {
+INSIDE: dict[str, tuple[str, type[BaseModel]]] = {
     "images": ("images.split", SplitConfig),
     "concepts": ("concepts.calibration, simulators.calibration", Calibration),
 }
