@@ -179,7 +179,7 @@ class _GpuBlock:
         right_mean, q = (left_mean, p) if right is None else self._centred(right)
         self._sums.addmm_(p.T, q)
         if not self.symmetric:
-            self._squares += torch.einsum("in,in->n", q, q)
+            self._squares += torch.linalg.vector_norm(q, dim=0).square()
         if between:
             shift = left_mean - torch.from_numpy(left_before).to(self._device)
             other = right_mean - torch.from_numpy(right_before).to(self._device)
@@ -192,11 +192,16 @@ class _GpuBlock:
         """Means, NaN for columns that are not finite, and the columns without their means."""
         if isinstance(values, np.ndarray):
             values = torch.from_numpy(np.ascontiguousarray(values))
-        centred = values.to(self._device).to(torch.float64)
-        finite = centred.isfinite().all(dim=0)
-        centred = torch.where(finite, centred, 0.0)
-        origin = centred[0].clone()
-        centred -= origin
+        values = values.to(self._device)
+        finite = values.isfinite().all(dim=0)
+        if not finite.all():
+            values = torch.where(finite, values, 0.0)
+        if values.dtype == torch.float64:
+            origin = values[0].clone()
+            centred = values - origin
+        else:  # sums of shorter numbers are exact, and with them the mean of a constant column
+            origin = torch.zeros((), dtype=torch.float64, device=self._device)
+            centred = values.to(torch.float64)
         offset = centred.mean(dim=0)
         centred -= offset
         return torch.where(finite, origin + offset, torch.nan), centred
