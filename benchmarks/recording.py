@@ -3,8 +3,8 @@
     python benchmarks/recording.py [--device cuda] [--images 8192] [--rounds 5] [--results FILE.json]
 
 ResNet-50 (every block, average pooling) and CLIP ViT-B/16 with random weights, 224 px, images already
-decoded in memory. `raw` is what a user would write: the model in the same number format and layout over
-batches that lie on the device already, nothing hooked, nothing copied. `recorder` begins with 8-bit
+decoded in memory. `raw` is what a user would write: the model in the same number format and layout and by the same
+rules for kernels over batches that lie on the device already, nothing hooked, nothing copied. `recorder` begins with 8-bit
 images in main memory and ends with float16 arrays there. Rounds of both alternate. On a GPU, the
 agreement of activations between number formats and with the CPU is measured on some of the images.
 """
@@ -53,7 +53,11 @@ def raw_seconds(part: Part, recorder: Recorder, batches: torch.Tensor, count: in
     """The model alone over `count` images in batches that lie on the device."""
     module = recorder._runners[0]._module
     begun = time.perf_counter()
-    with torch.inference_mode():
+    # The recorder's own rules: no TensorFloat-32, kernels that give the same bits every time.
+    rules = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    with torch.inference_mode(), rules:
         done = 0
         while done < count:
             for batch in batches:
