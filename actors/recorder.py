@@ -221,10 +221,15 @@ class _Runner:
         kept: dict[_Key, list[Tensor]] = {}
         beyond = torch.zeros((), dtype=torch.int64, device=self.device)
         forward = self._embed if isinstance(self.part, ClipPart) else self._activations
-        for start in range(0, count, self.batch_size):
+        starts = range(0, count, self.batch_size)
+        upcoming = self._stage(images[: self.batch_size])
+        for start in starts:
             chunk = images[start : start + self.batch_size]
-            batch = self._prepare(chunk)
-            for key, values in forward(batch).items():
+            outputs = forward(self._finish(upcoming))
+            if start != starts[-1]:  # laid out and copied while the device computes
+                following = start + self.batch_size
+                upcoming = self._stage(images[following : following + self.batch_size])
+            for key, values in outputs.items():
                 if len(values) != self.batch_size:
                     raise ShapeError(
                         f"{key[0]!r} gives {len(values)} rows for {self.batch_size} images, "
@@ -235,16 +240,20 @@ class _Runner:
                 beyond += lost
         return {key: torch.cat(rows).cpu().numpy() for key, rows in kept.items()}, int(beyond)
 
-    def _prepare(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
+    def _stage(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
         """A batch of the full size on the device; rows beyond the images repeat the first one."""
-        if self.device.type == "cuda":
-            shape = (self.batch_size, *chunk.shape[1:])
-            if self._staging is None or self._staging.shape != shape:
-                self._staging = _Staging(shape, torch.from_numpy(chunk[:1]).dtype)
-            batch = self._staging.to_device(chunk, self.device)
-        else:
+        if self.device.type != "cuda":
             missing = self.batch_size - len(chunk)
-            batch = torch.from_numpy(np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]))
+            return torch.from_numpy(np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]))
+        shape = (self.batch_size, *chunk.shape[1:])
+        if self._staging is None or self._staging.shape != shape:
+            self._staging = _Staging(shape, torch.from_numpy(chunk[:1]).dtype, self.device)
+        return self._staging.to_device(chunk)
+
+    def _finish(self, batch: Tensor) -> Tensor:
+        """A staged batch as the model takes it."""
+        if self._staging is not None:
+            self._staging.wait_for(batch)
         batch = self.preprocess.normalise(batch)
         return batch.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
@@ -263,28 +272,37 @@ class _Runner:
 class _Staging:
     """Two page-locked buffers that batches pass through on their way to a GPU, in turn.
 
-    The next batch is laid into one while the GPU still reads the other or computes.
+    Copies run beside the computation: the next batch is laid out and copied while the GPU works.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
+        self._device = device
         self._buffers = [torch.empty(shape, dtype=dtype, pin_memory=True) for _ in range(2)]
-        self._read: list[Any] = [None, None]
+        self._copied: list[Any] = [None, None]
+        new_stream: Any = torch.cuda.Stream
+        self._stream = new_stream(device)
         self._turn = 0
 
-    def to_device(self, chunk: Shaped[np.ndarray, "images a b c"], device: torch.device) -> Tensor:
-        """The images on the device; rows beyond them repeat the first one."""
+    def to_device(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
+        """Begin to copy the images; rows beyond them repeat the first one."""
         turn, self._turn = self._turn, 1 - self._turn
-        if self._read[turn] is not None:
-            self._read[turn].synchronize()
+        if self._copied[turn] is not None:
+            self._copied[turn].synchronize()
         buffer = self._buffers[turn]
         images = torch.from_numpy(chunk)
         buffer[: len(chunk)].copy_(images)  # PyTorch copies with several threads
         buffer[len(chunk) :].copy_(images[:1].expand(len(buffer) - len(chunk), *chunk.shape[1:]))
-        batch = buffer.to(device, non_blocking=True)
-        self._read[turn] = torch.Event(device)
-        self._read[turn].record()
+        with torch.cuda.stream(self._stream):
+            batch = buffer.to(self._device, non_blocking=True)
+            self._copied[turn] = self._stream.record_event()
         return batch
+
+    def wait_for(self, batch: Tensor) -> None:
+        """Let what is computed from now on wait for the copy, and keep its memory until then."""
+        current: Any = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        batch.record_stream(current)
 
 
 def to_float16(values: Tensor) -> tuple[Tensor, Tensor]:

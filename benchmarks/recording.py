@@ -3,10 +3,11 @@
     python benchmarks/recording.py [--device cuda] [--images 8192] [--rounds 5] [--results FILE.json]
 
 ResNet-50 (every block, average pooling) and CLIP ViT-B/16 with random weights, 224 px, images already
-decoded in memory. `raw` is what a user would write: the model in the same number format and layout and by the same
-rules for kernels over batches that lie on the device already, nothing hooked, nothing copied. `recorder` begins with 8-bit
-images in main memory and ends with float16 arrays there. Rounds of both alternate. On a GPU, the
-agreement of activations between number formats and with the CPU is measured on some of the images.
+decoded in memory. `raw` is what a user would write: the model in the same number format and layout and by
+the same rules for kernels over batches that lie on the device already, nothing hooked, nothing copied.
+`recorder` begins with 8-bit images in main memory and ends with float16 arrays there. Rounds of both
+alternate. The agreement of activations between number formats and with the CPU is measured on some of the
+images.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ def main() -> None:
             with torch.inference_mode():
                 size = runner.batch_size
                 batches = torch.stack(
-                    [runner._prepare(images[k * size : (k + 1) * size]) for k in range(2)]
+                    [
+                        runner._finish(runner._stage(images[k * size : (k + 1) * size]))
+                        for k in range(2)
+                    ]
                 )
             batches = [b.contiguous(memory_format=torch.channels_last) for b in batches]
             recorder.record({key: images[: 2 * size]})

@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default=DEMO_OUT, metavar="RUN", help=f"default: {DEMO_OUT}")
     demo.add_argument("--images", type=int, default=None, help="how many images to draw")
 
+    selftest = add(
+        "selftest", _selftest, "Explain a network whose explanations are known, and compare."
+    )
+    selftest.add_argument("--out", metavar="FOLDER", help="keep images and run there")
+
     status = add("status", _status, "Stages, progress, ledger and failures of a run.")
     status.add_argument("run", metavar="RUN")
     status.add_argument("--json", action="store_true", help="the same facts as JSON")
@@ -123,6 +128,14 @@ def _demo(chosen: argparse.Namespace) -> int:
     summary = execute(config, chosen.out)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
+
+
+def _selftest(chosen: argparse.Namespace) -> int:
+    from pipeline.selftest import check_lines, selftest
+
+    found = selftest(chosen.out)
+    print("\n".join(check_lines(found)))
+    return 0 if all(check.passed for check in found) else 1
 
 
 def _status(chosen: argparse.Namespace) -> int:

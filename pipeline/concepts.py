@@ -6,16 +6,18 @@ list or calibration needs no image. Parts follow the shards of the images table,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from actors.clip import load_clip
 from core.concept_scores import ConceptActivity, sigmoid_scores
-from core.errors import ConceptError, RecordingError
+from core.errors import ConceptError, ConfigError, RecordingError
 from pipeline.columns import matrix, vectors
 from pipeline.engine import run_tasks
 from pipeline.expected import (
@@ -45,15 +47,23 @@ def score_concepts(run: Run, plan: Plan, expected: Expected) -> None:
     """
     with run.stage("concepts") as facts:
         facts["rows"] = facts["bytes"] = 0
-        for explainer in plan.explainers:
-            table = scores_table(explainer.name)
-            if not run.is_fresh(table, expected.tables[table]):
-                run.withdraw(table)
-                _score(run, plan, explainer, expected.parts[table], facts)
-                run.commit(table, table_path(table), expected.tables[table], run.entry(IMAGES).rows)
+        score_tables(run, plan, expected, facts)
         if not run.is_fresh(CONCEPTS, expected.tables[CONCEPTS]):
-            rows = pa.concat_tables([_activity_rows(run, e) for e in plan.explainers])
+            if plan.config.recordings.keep == "test":
+                raise made_while_recording(CONCEPTS)
+            rows = pa.concat_tables([activity_rows(run, e) for e in plan.explainers])
             run.write(CONCEPTS, "concepts.parquet", rows, expected.tables[CONCEPTS])
+
+
+def score_tables(run: Run, plan: Plan, expected: Expected, facts: dict[str, Any]) -> None:
+    """Score every concept on every image that is kept, and commit the tables of scores."""
+    for explainer in plan.explainers:
+        table = scores_table(explainer.name)
+        if not run.is_fresh(table, expected.tables[table]):
+            run.withdraw(table)
+            _score(run, plan, explainer, expected.parts[table], facts)
+            rows = kept_images(run, plan, ["split"]).num_rows
+            run.commit(table, table_path(table), expected.tables[table], rows)
 
 
 def _score(
@@ -70,7 +80,7 @@ def _score(
         task: Any = _score_embeddings
     else:
         sources = run.parts(IMAGES)
-        shared = (ray.put(image_scores(plan.index, explainer)),)
+        shared = (ray.put(image_scores(plan.index, explainer)), plan.config.recordings.keep)
         task = _score_images
     calls = [
         (run.folder, [(sources[n], names[n]) for n in lane], *shared) for lane in lanes(pending)
@@ -91,11 +101,11 @@ def lanes(numbers: Sequence[int]) -> list[Sequence[int]]:
 
 
 def _score_images(
-    folder: Folder, jobs: Sequence[tuple[str, str]], source: ImageScores
+    folder: Folder, jobs: Sequence[tuple[str, str]], source: ImageScores, keep: str
 ) -> tuple[int, int]:
     rows = written = 0
     for images, name in jobs:
-        image_ids = folder.read_table(images, ["image_id"])["image_id"]
+        image_ids = kept_rows(folder, images, keep)["image_id"]
         scores = source.of(image_ids.to_pylist())
         content = pa.table({"image_id": image_ids, "score": vectors(scores)})
         written += folder.write_table(name, content)
@@ -138,14 +148,65 @@ def _embed_texts(folder: Folder, name: str, clip: ClipPlan, texts: Sequence[str]
     folder.write_arrays(name, embedding=model.encode_texts(list(texts)))
 
 
-def _activity_rows(run: Run, explainer: ExplainerPlan) -> pa.Table:
+def kept_rows(folder: Folder, images: str, keep: str) -> pa.Table:
+    """Ids and splits of the images of a shard that recorded tables have rows of."""
+    rows = folder.read_table(images, ["image_id", "split"])
+    return rows if keep == "all" else rows.filter(pc.equal(rows["split"], keep))
+
+
+def kept_images(run: Run, plan: Plan, columns: list[str] | None = None) -> pa.Table:
+    """Rows of the images table that recorded tables have rows of, in their order."""
+    keep = plan.config.recordings.keep
+    wanted = None if columns is None else list(dict.fromkeys([*columns, "split"]))
+    rows = run.read(IMAGES, wanted)
+    rows = rows if keep == "all" else rows.filter(pc.equal(rows["split"], keep))
+    return rows if columns is None else rows.select(columns)
+
+
+def made_while_recording(table: str) -> ConfigError:
+    """What to say where a stage would need images that are not kept."""
+    return ConfigError(
+        f"table {table!r} is missing or was made with another configuration, and with "
+        "recordings.keep 'test' it can be made only while images are recorded; run the stage "
+        "'record' as well (add --stage record, or leave --stage out)"
+    )
+
+
+def activity_rows(run: Run, explainer: ExplainerPlan) -> pa.Table:
     """The explainer's rows of the concepts table; activity is judged on training images alone."""
     jobs = list(zip(run.parts(IMAGES), run.parts(scores_table(explainer.name)), strict=True))
     calls = [(run.folder, [jobs[n] for n in lane]) for lane in lanes(range(len(jobs)))]
-    activities = dict(run_tasks(_activity, calls))
-    total: ConceptActivity = activities[0]
-    for position in range(1, len(calls)):
-        total = total.merge(activities[position])
+    return concept_rows(explainer, dict(run_tasks(_activity, calls)))
+
+
+def known_activity_rows(
+    plan: Plan, explainer: ExplainerPlan, unusable: Collection[str]
+) -> pa.Table:
+    """The same for scores that are known beforehand, on all training images of the index."""
+    source = ray.put(image_scores(plan.index, explainer))
+    calls = []
+    for lane in lanes(range(len(plan.shards))):
+        ids = []
+        for shard in (plan.shards[n] for n in lane):
+            rows = plan.index.rows.slice(shard.start, shard.stop - shard.start)
+            train = rows.filter(pc.equal(rows["split"], "train"))["image_id"].to_pylist()
+            ids.append([image_id for image_id in train if image_id not in unusable])
+        calls.append((source, ids))
+    return concept_rows(explainer, dict(run_tasks(_known_activity, calls)))
+
+
+def _known_activity(source: ImageScores, shards: Sequence[Sequence[str]]) -> ConceptActivity:
+    parts = [ConceptActivity.of(source.of(ids)) for ids in shards]
+    return reduce(ConceptActivity.merge, parts)
+
+
+def concept_rows(explainer: ExplainerPlan, activities: Mapping[int, ConceptActivity]) -> pa.Table:
+    """Rows of the concepts table from the activity in lanes of images, merged in their order.
+
+    Raises:
+        ConceptError: No concept is active.
+    """
+    total = reduce(ConceptActivity.merge, (activities[n] for n in range(len(activities))))
     active = total.active()
     if not active.any():
         raise ConceptError(

@@ -181,6 +181,11 @@ class RecordingsConfig(Strict):
     """Images per shard: the unit of work, of commit and of resumption."""
     max_quarantined: Fraction = 0.05
     """Stop (exit code 4) when more than this share of the images cannot be used."""
+    keep: Literal["all", "test"] = "all"
+    """Images whose activations and embeddings are kept: `all`, or those of the `test` split. With
+    `test` moments are taken while images are recorded, so that another concept list, sharpness or
+    number of folds records all images again; which concepts of a vision-language model are active is
+    then judged on the sample that the sharpness is chosen with."""
 
 
 class SimulateConfig(Strict):

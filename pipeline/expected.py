@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.explainers import ExplainerPlan
 from pipeline.fingerprints import fingerprint
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Shard
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
@@ -21,7 +21,7 @@ PATHS, EXPLANATIONS, SCORES, ATLAS = "paths", "explanations", "scores", "atlas"
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 1, 2, 2, 2, 2
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 1, 2, 2, 2, 3
 
 
 def embeddings_table(name: str) -> str:
@@ -80,18 +80,20 @@ def expect(plan: Plan, dtype: str) -> Expected:
         dtype: Number format that models run in, `auto` resolved.
     """
     shards = plan.shards
+    keeps = [_kept(plan, shard) for shard in shards]
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
         IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
         ACTIVATIONS: [
-            fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype)
-            for s in shards
+            fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept)
+            for s, kept in zip(shards, keeps, strict=True)
         ],
     }
     for name, clip in plan.clips.items():
         made[embeddings_table(name)] = [
-            fingerprint("embeddings", s.pixels, clip.fingerprint, dtype) for s in shards
+            fingerprint("embeddings", s.pixels, clip.fingerprint, dtype, *kept)
+            for s, kept in zip(shards, keeps, strict=True)
         ]
     for explainer in plan.explainers:
         made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made)
@@ -138,10 +140,19 @@ def expect(plan: Plan, dtype: str) -> Expected:
     return Expected(tables, parts)
 
 
+def _kept(plan: Plan, shard: Shard) -> list[object]:
+    """Which rows of a shard recorded tables keep, where that is not all of them."""
+    if plan.config.recordings.keep == "all":
+        return []
+    splits = plan.index.rows["split"].slice(shard.start, shard.stop - shard.start).to_pylist()
+    return ["test", [row for row, split in enumerate(splits) if split == "test"]]
+
+
 def _concept_scores(plan: Plan, explainer: ExplainerPlan, made: dict[str, list[str]]) -> list[str]:
     """What each shard's part of an explainer's concept scores is made from."""
     if explainer.kind != "open_clip":
-        return [fingerprint(part, explainer.fingerprint) for part in made[IMAGES]]
+        kept = [] if plan.config.recordings.keep == "all" else ["test"]
+        return [fingerprint(part, explainer.fingerprint, *kept) for part in made[IMAGES]]
     clip = plan.clips[explainer.name]
     facts = (clip.fingerprint, explainer.fingerprint, clip.slope, clip.shift)
     return [fingerprint(part, *facts) for part in made[embeddings_table(explainer.name)]]

@@ -3,7 +3,8 @@
 One file holds one block: the concepts of an explainer at one sharpness, or one layer's neurons with
 them, over one subset of the images. Lanes of consecutive shards are summed each by one task, and merged
 in their order, so that the result is the same bits whatever the workers. From here on the fit reads no
-image.
+image. With ``recordings.keep: test`` the lanes are summed while they are recorded (`pipeline.fused`),
+and only merged here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from core.moment_sums import MomentSum
 from core.moments import ConceptMoments, CrossMoments
+from pipeline.concepts import made_while_recording
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS, IMAGES, Expected, moments_table
 from pipeline.explainers import ExplainerPlan
@@ -82,16 +84,42 @@ def gather_moments(run: Run, plan: Plan, expected: Expected) -> None:
                 run.commit(table, table, made, files)
 
 
-def _gather(run: Run, plan: Plan, explainer: ExplainerPlan, made: str) -> tuple[int, int]:
-    path = moments_table(explainer.name)
-    shards = shards_of(run, plan)
-    source = explainer_source(run, plan, explainer)
-    factors = read_factors(run, explainer.name)
+@dataclass(frozen=True)
+class Layout:
+    """Which files an explainer's moments lie in; they are summed in lanes of consecutive shards."""
+
+    path: str
+    blocks: list[Block]
+    names: list[str]
+    """Files of the table: the positions of its concepts, then one a block."""
+    lanes: list[range]
+    lane_names: list[list[str]]
+    """For each lane a file a block: those of the table itself where there is one lane."""
+
+    def there(self, run: Run) -> set[str]:
+        """Files of the table and of its lanes that are there."""
+        files = {f"{self.path}/{name}" for name in run.part_files(self.path)}
+        return files | {f"{self.path}/lanes/{n}" for n in run.part_files(f"{self.path}/lanes")}
+
+    def lacking(self, run: Run) -> list[int]:
+        """Lanes that must be summed (again), since neither their files nor the table's are there."""
+        there = self.there(run)
+        if set(self.names) <= there:
+            return []
+        return [n for n, names in enumerate(self.lane_names) if not set(names) <= there]
+
+
+def layout_of(
+    plan: Plan,
+    explainer: str,
+    shards: Shards,
+    factors: Mapping[tuple[str, str], float],
+    made: str,
+) -> Layout:
+    """Where an explainer's moments lie: a function of the shards, whatever the workers."""
+    path = moments_table(explainer)
     blocks = blocks_of(plan, shards, factors)
     names = [part_name(path, number, made, "npz") for number in range(len(blocks) + 1)]
-    active = active_positions(run, explainer.name)
-    positions = screened(run, plan, explainer, source, shards, active)
-    size = run.folder.write_arrays(names[0], positions=positions)
     count = len(shards.images)
     length = max(LANE, -(-count // MAX_LANES))
     lanes = [range(start, min(start + length, count)) for start in range(0, count, length)]
@@ -104,33 +132,66 @@ def _gather(run: Run, plan: Plan, explainer: ExplainerPlan, made: str) -> tuple[
             ]
             for lane in range(len(lanes))
         ]
-    there = {f"{path}/{name}" for name in run.part_files(path)}
-    there |= {f"{path}/lanes/{name}" for name in run.part_files(f"{path}/lanes")}
+    return Layout(path, blocks, names, lanes, lane_names)
+
+
+def _gather(run: Run, plan: Plan, explainer: ExplainerPlan, made: str) -> tuple[int, int]:
+    shards = shards_of(run, plan)
+    layout = layout_of(plan, explainer.name, shards, read_factors(run, explainer.name), made)
+    there = layout.there(run)
+    size = 0
+    if not set(layout.names) <= there:
+        if plan.config.recordings.keep == "all":
+            size += _sum_lanes(run, plan, explainer, shards, layout, there)
+        elif layout.lacking(run):
+            raise made_while_recording(layout.path)
+        if len(layout.lanes) > 1:
+            merges = [
+                (run.folder, layout.names[n + 1], [lane[n] for lane in layout.lane_names], block)
+                for n, block in enumerate(layout.blocks)
+            ]
+            (positions,) = run.folder.read_arrays(layout.names[0]).values()
+            memory = 4 * _lane_memory(plan, len(positions))
+            size += sum(int(s) for _, s in run_tasks(_merge_lanes, merges, memory=memory))
+    run.prune(layout.path, layout.names)
+    run.prune(f"{layout.path}/lanes", [])
+    return len(layout.names), size
+
+
+def _sum_lanes(
+    run: Run,
+    plan: Plan,
+    explainer: ExplainerPlan,
+    shards: Shards,
+    layout: Layout,
+    there: set[str],
+) -> int:
+    """Sum what is not there of each lane over its recorded shards; returns the bytes written."""
+    source = explainer_source(run, plan, explainer)
+    active = active_positions(run, explainer.name)
+    positions = screened(run, plan, explainer, source, shards, active)
+    size = run.folder.write_arrays(layout.names[0], positions=positions)
     parts = run.parts(ACTIVATIONS)
     jobs = []
-    for lane, numbers in enumerate(lanes):
-        for members in _jobs(blocks):
-            outputs = [(lane_names[lane][n], blocks[n]) for n in members]
+    for lane, numbers in enumerate(layout.lanes):
+        for members in _jobs(layout.blocks):
+            outputs = [(layout.lane_names[lane][n], layout.blocks[n]) for n in members]
             if not {name for name, _ in outputs} <= there:
                 jobs.append((run.folder, shards, numbers, source, positions, parts, outputs))
-    total = len(lanes) * len(_jobs(blocks))
+    total = len(layout.lanes) * len(_jobs(layout.blocks))
     progress = Progress(f"moments {explainer.name}", total, "blocks")
     progress.resume_from(total - len(jobs))
-    neurons = max(sum(c.neurons for c in columns_of(plan)), len(positions))
-    memory = 8 * len(positions) * neurons + 64 * ROWS * (len(positions) + neurons)
-    for _, written in run_tasks(_sum_lane, jobs, memory=memory):
+    for _, written in run_tasks(_sum_lane, jobs, memory=_lane_memory(plan, len(positions))):
         size += written
         progress.advance(1)
     progress.close(f"{len(positions):,} active concepts, {plan.target.neurons:,} neurons")
-    if len(lanes) > 1:
-        merges = [
-            (run.folder, names[n + 1], [lane[n] for lane in lane_names], blocks[n])
-            for n in range(len(blocks))
-        ]
-        size += sum(int(s) for _, s in run_tasks(_merge_lanes, merges, memory=4 * memory))
-    run.prune(path, names)
-    run.prune(f"{path}/lanes", [])
-    return len(names), size
+    return size
+
+
+def _lane_memory(plan: Plan, concepts: int) -> int:
+    """Bytes that a task needs to sum the largest blocks of a lane."""
+    neurons = max(sum(c.neurons for c in columns_of(plan)), concepts)
+    return 8 * concepts * neurons + 64 * ROWS * (concepts + neurons)
 
 
 def _jobs(blocks: Sequence[Block]) -> list[list[int]]:
@@ -172,7 +233,7 @@ def _sum_lane(
             moments = ConceptMoments.from_sum(alone)
         else:
             moments = CrossMoments.from_sum(sums[block.column.name])
-        written += folder.write_arrays(name, **_named(moments))
+        written += folder.write_arrays(name, **named_arrays(moments))
     return written
 
 
@@ -206,10 +267,11 @@ def _merge_lanes(folder: Folder, name: str, lanes: Sequence[str], block: Block) 
     total: Any = read(folder.read_arrays(lanes[0]))
     for lane in lanes[1:]:
         total = total.merge(read(folder.read_arrays(lane)))
-    return folder.write_arrays(name, **_named(total))
+    return folder.write_arrays(name, **named_arrays(total))
 
 
-def _named(moments: ConceptMoments | CrossMoments) -> dict[str, np.ndarray]:
+def named_arrays(moments: ConceptMoments | CrossMoments) -> dict[str, np.ndarray]:
+    """Moments as the arrays of their file."""
     fields = type(moments).__dataclass_fields__
     return {field: np.asarray(getattr(moments, field)) for field in fields}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.decode import decode
 from core.errors import UnreadableImage
@@ -24,19 +27,25 @@ from pipeline.expected import (
     EXPLANATIONS,
     IMAGES,
     SCORES,
+    SHARPNESS,
+    SYNONYMS,
     Expected,
-    scores_table,
 )
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
+from pipeline.scores import ScoreSource, Shards, explainer_source, read_rows, shards_of
 from pipeline.sources import fetch
+from pipeline.storage import Folder
 
 #: Longer side of an image in the atlas, in pixels, and its JPEG quality.
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 112, 82
 
 #: Images that one task makes small.
 THUMBNAILS_PER_TASK = 256
+
+#: Shards that one task reads rows of.
+LANE = 64
 
 
 def report(run: Run, plan: Plan, expected: Expected) -> None:
@@ -62,11 +71,22 @@ def report(run: Run, plan: Plan, expected: Expected) -> None:
 
 
 def _atlas_data(run: Run, plan: Plan) -> AtlasData:
-    images = run.read(IMAGES)
+    parts = [run.folder.read_table(part) for part in run.parts(IMAGES)]
+    if (keep := plan.config.recordings.keep) != "all":  # only these have rows in recorded tables
+        parts = [part.filter(pc.equal(part["split"], keep)) for part in parts]
+    images = pa.concat_tables(parts)
+    sizes = [len(part) for part in parts]
+    explainers = {explainer.name: explainer for explainer in plan.explainers}
 
     def activations(layer: str, pooling: str) -> np.ndarray:
         column = activation_column(layer, pooling)
         return matrix(run.read(ACTIVATIONS, [column])[column])
+
+    @lru_cache(maxsize=1)  # an atlas asks for one explainer after the other
+    def shared(explainer: str) -> SharedRows:
+        own = explainers[explainer]
+        source = explainer_source(run, plan, own)
+        return SharedRows(run.folder, shards_of(run, plan), source, sizes, len(own.concepts))
 
     def thumbnails(rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         return _thumbnails(plan, images, rows)
@@ -77,46 +97,96 @@ def _atlas_data(run: Run, plan: Plan) -> AtlasData:
         explanations=run.read(EXPLANATIONS),
         scores=run.read(SCORES),
         concepts=run.read(CONCEPTS),
+        sharpness=run.read(SHARPNESS),
+        degenerate=run.read(SYNONYMS),
         images=images,
         activations=activations,
-        concept_scores=lambda explainer: PartedMatrix(run, scores_table(explainer), "score"),  # type: ignore[arg-type,return-value]
+        concept_scores=lambda explainer, factor: ConceptScores(shared(explainer), factor),
         thumbnails=thumbnails if plan.config.atlas.images else None,
+        folds=plan.config.fit.resolved.folds,
     )
 
 
-class PartedMatrix:
-    """A column of vectors in many parts, read by slices of rows and never as a whole."""
+class SharedRows:
+    """Rows of what an explainer's concept scores are made from, read where they are asked for.
 
-    def __init__(self, run: Run, table: str, column: str) -> None:
-        self._folder, self._column, self._names = run.folder, column, run.parts(table)
-        read = lru_cache(maxsize=4)(self._read)
-        self._part = read
-        sizes = [len(self._read_ids(name)) for name in self._names]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
-        first = next((n for n, size in enumerate(sizes) if size), 0)
-        values = self._part(first)
-        self.shape = (int(self._starts[-1]), values.shape[1])
-        self.dtype = values.dtype
+    Rows of embeddings are kept, since they serve every sharpness: an atlas asks for the same ten
+    thousand or so each time.
+    """
 
-    def _read_ids(self, name: str) -> pa.Table:
-        return self._folder.read_table(name, ["image_id"])
+    def __init__(
+        self,
+        folder: Folder,
+        shards: Shards,
+        source: ScoreSource,
+        sizes: Sequence[int],
+        concepts: int,
+    ) -> None:
+        self.folder, self.source = folder, source
+        self.shape = (sum(sizes), concepts)
+        self._shards = shards
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._kept: dict[bytes, np.ndarray] = {}
 
-    def _read(self, number: int) -> np.ndarray:
-        return matrix(self._folder.read_table(self._names[number], [self._column])[self._column])
+    def read(self, rows: np.ndarray, concepts: np.ndarray) -> np.ndarray:
+        """Embeddings of ascending rows, or their stored scores of some concepts."""
+        if self.source.texts is None:
+            return self._read(rows, concepts)
+        key = rows.tobytes()
+        if key not in self._kept:
+            self._kept[key] = self._read(rows, None)
+        return self._kept[key]
 
-    def __len__(self) -> int:
-        return self.shape[0]
+    def _read(self, rows: np.ndarray, concepts: np.ndarray | None) -> np.ndarray:
+        cuts = np.searchsorted(rows, self._starts)
+        reads = [
+            (number, rows[start:stop] - self._starts[number])
+            for number, (start, stop) in enumerate(pairwise(cuts.tolist()))
+            if stop > start
+        ]
+        calls = [
+            (self.folder, self._shards, self.source, reads[start : start + LANE], concepts)
+            for start in range(0, len(reads), LANE)
+        ]
+        pieces = dict(run_tasks(_read_values, calls))
+        return np.concatenate([pieces[position] for position in range(len(calls))])
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        start, stop, step = rows.indices(len(self))
-        if step != 1:
-            raise IndexError("a parted matrix is read by contiguous rows")
-        pieces = [np.empty((0, self.shape[1]), self.dtype)]
-        for number in range(len(self._names)):
-            begin, end = self._starts[number], self._starts[number + 1]
-            if begin < stop and end > start:
-                pieces.append(self._part(number)[max(start - begin, 0) : stop - begin])
-        return np.concatenate(pieces)
+
+@dataclass(frozen=True)
+class ConceptScores:
+    """Concept scores of an explainer at one sharpness: a matrix of which parts are read."""
+
+    rows: SharedRows
+    factor: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of images and of concepts."""
+        return self.rows.shape
+
+    def __getitem__(self, places: tuple[np.ndarray, ...]) -> np.ndarray:
+        """``scores[np.ix_(rows, concepts)]`` for ascending rows, float32."""
+        rows, concepts = (np.ravel(place) for place in places)
+        values = self.rows.read(rows, concepts)
+        source = self.rows.source
+        # Stored scores come with the concepts picked already.
+        picked = None if source.texts is None else concepts
+        return source.scores(source.levels(self.rows.folder, values, picked), self.factor)
+
+
+def _read_values(
+    folder: Folder,
+    shards: Shards,
+    source: ScoreSource,
+    reads: Sequence[tuple[int, np.ndarray]],
+    concepts: np.ndarray | None,
+) -> np.ndarray:
+    pieces = []
+    for number, inside in reads:
+        part = read_rows(folder, shards, number, source.parts[number], [source.column])
+        values = part[source.column][inside]
+        pieces.append(values if concepts is None else values[:, concepts])
+    return np.concatenate(pieces)
 
 
 def _thumbnails(plan: Plan, images: pa.Table, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ from core.concept_scores import concept_logits, sharpened
 from core.errors import RecordingError
 from core.splits import fold_of, in_sample
 from pipeline.columns import matrix
-from pipeline.concepts import embed_texts
+from pipeline.concepts import embed_texts, kept_rows
 from pipeline.expected import CONCEPTS, IMAGES, SHARPNESS, embeddings_table, scores_table
 from pipeline.explainers import ExplainerPlan
 from pipeline.plan import ClipPlan, Plan
@@ -35,6 +35,8 @@ class Shards:
     folds: int
     """Folds of the training images; 0 is one fold."""
     seed: int
+    keep: str = "all"
+    """Which images the parts of recorded tables have rows of: all, or those of one split."""
 
     @property
     def subsets(self) -> list[str]:
@@ -42,11 +44,16 @@ class Shards:
         return [f"train-{fold}" for fold in range(max(1, self.folds))] + [VAL]
 
     def rows(self, folder: Folder, number: int, subset: str, share: float = 1.0) -> np.ndarray:
-        """Which images of a shard belong to a subset or split, and to a sample if one is drawn."""
-        table = folder.read_table(self.images[number], ["image_id", "split"])
+        """The same of the rows of a shard."""
+        rows = kept_rows(folder, self.images[number], self.keep)
+        return self.inside(rows["image_id"].to_pylist(), rows["split"].to_numpy(), subset, share)
+
+    def inside(
+        self, image_ids: Sequence[str], splits: np.ndarray, subset: str, share: float = 1.0
+    ) -> np.ndarray:
+        """Which of some images belong to a subset or split, and to a sample if one is drawn."""
         split, _, fold = subset.partition("-")
-        inside: np.ndarray = table["split"].to_numpy() == split
-        image_ids = table["image_id"].to_pylist()
+        inside: np.ndarray = splits == split
         if fold and self.folds > 1:
             inside &= np.array(fold_of(image_ids, self.folds, self.seed)) == int(fold)
         if share < 1.0:
@@ -56,8 +63,14 @@ class Shards:
 
 def shards_of(run: Run, plan: Plan) -> Shards:
     """The recorded shards of a run."""
+    return divided(plan, run.parts(IMAGES))
+
+
+def divided(plan: Plan, images: list[str]) -> Shards:
+    """Recorded shards with these parts of the images table, whether they are there yet or not."""
     config = plan.config
-    return Shards(run.parts(IMAGES), config.fit.resolved.folds, config.images.split.seed)
+    seed = config.images.split.seed
+    return Shards(images, config.fit.resolved.folds, seed, config.recordings.keep)
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ def read_rows(
         RecordingError: The part does not hold the same images as the images table.
     """
     content = folder.read_table(part, ["image_id", *columns])
-    known = folder.read_table(shards.images[number], ["image_id"])["image_id"]
+    known = kept_rows(folder, shards.images[number], shards.keep)["image_id"]
     if not content["image_id"].equals(known):
         raise RecordingError(
             f"{folder.path(part)} holds other images than {folder.path(shards.images[number])}; the "

@@ -56,7 +56,7 @@ class DecodeShard:
             reasons.append(reason)
             for key, array in pixels.items():
                 arrays[key][position] = array
-        block = block.select(["shard", "parts", "image_id", "path"])
+        block = block.select(["shard", "parts", "image_id", "path", "split"])
         block = block.append_column("reason", pa.array(reasons, pa.string()))
         for number, array in enumerate(arrays.values()):
             block = block.append_column(f"view{number}", binary_column(array))
@@ -74,12 +74,14 @@ class RecordShard:
         workers: Workers,
         dtype: str,
         batch_size: int | Literal["auto"],
+        keep: str = "all",
     ) -> None:
         import torch
 
         if workers.device == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
         self.folder = folder
+        self.keep = keep
         plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}
         self.views = {p.preprocess.view.key: p.preprocess.view for p in plans.values()}
         self.recorders = {
@@ -101,20 +103,18 @@ class RecordShard:
                 f"a block holds shards {numbers}, expected one: a fault in streaming"
             )
         parts: dict[str, str] = json.loads(block["parts"][0].as_py())
-        images, bad, written = self._usable(numbers[0], block, parts[QUARANTINE])
-        views = {
-            key: array_of(images[f"view{number}"], view)
-            for number, (key, view) in enumerate(self.views.items())
-        }
+        images, bad, written = self.usable(numbers[0], block, parts[QUARANTINE])
+        if self.keep != "all":
+            images = images.filter(pc.equal(images["split"], self.keep))
+        views = self.pixels(images)
         infer = write = 0.0
         overflowed = 0
         for table in (table for table in parts if table != QUARANTINE):
             begun = time.perf_counter()
-            columns, beyond = self._columns(table, views)
+            columns, beyond = self.columns(table, views)
             overflowed += beyond
             inferred = time.perf_counter()
-            content = pa.table({"image_id": images["image_id"], **columns})
-            written += self.folder.write_table(parts[table], content)
+            written += self.write(parts[table], images["image_id"], columns)
             infer += inferred - begun
             write += time.perf_counter() - inferred
         return pa.table(
@@ -129,7 +129,21 @@ class RecordShard:
             }
         )
 
-    def _usable(self, number: int, block: pa.Table, quarantine: str) -> tuple[pa.Table, int, int]:
+    def pixels(self, images: pa.Table) -> dict[str, np.ndarray]:
+        """What each model looks at, by view."""
+        return {
+            key: array_of(images[f"view{number}"], view)
+            for number, (key, view) in enumerate(self.views.items())
+        }
+
+    def write(
+        self, name: str, image_ids: pa.ChunkedArray, columns: Mapping[str, np.ndarray]
+    ) -> int:
+        """Write a part of a table with columns of fixed-size lists; returns its bytes."""
+        lists = {column: vectors(values) for column, values in columns.items()}
+        return self.folder.write_table(name, pa.table({"image_id": image_ids, **lists}))
+
+    def usable(self, number: int, block: pa.Table, quarantine: str) -> tuple[pa.Table, int, int]:
         """The images to use, how many are not, and the bytes written to say so.
 
         What cannot be used is decided when a shard is first recorded, and written before anything
@@ -151,19 +165,19 @@ class RecordShard:
             )
         return block.filter(used), len(known), 0
 
-    def _columns(
+    def columns(
         self, table: str, views: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, pa.Array], int]:
-        """What one model makes of a shard, as columns of fixed-size lists of float16."""
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """What one model makes of some images, by column, float16, and how much did not fit."""
         recorded = self.recorders[table].record(views)
         if table == ACTIVATIONS:
             columns = {
-                activation_column(layer, pooling): vectors(values)
+                activation_column(layer, pooling): values
                 for (layer, pooling), values in recorded.activations.items()
             }
         else:
             (values,) = recorded.embeddings.values()
-            columns = {"embedding": vectors(values)}
+            columns = {"embedding": values}
         return columns, recorded.overflowed
 
 

@@ -6,17 +6,19 @@ scored on its validation images, by the explainer alone. No test image and no si
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from core.concept_scores import sharpened
 from core.forward import forward_paths
 from core.lengths import path_correlations
 from core.moments import ConceptMoments, CrossMoments
 from core.sharpness import FACTORS, choose_factor
+from pipeline.concepts import made_while_recording
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS, SHARPNESS, Expected
 from pipeline.explainers import ExplainerPlan
@@ -35,7 +37,9 @@ from pipeline.storage import Folder
 from pipeline.targets import Column, columns_of
 
 #: About so many images, so many concepts, and so many neurons of a layer are tried, at this length.
-IMAGES_TRIED, CONCEPTS_TRIED, NEURONS_TRIED, LENGTH_TRIED = 10_000, 1_000, 128, 5
+IMAGES_TRIED, CONCEPTS_TRIED, NEURONS_TRIED, LENGTH_TRIED = 10_000, 960, 128, 5
+
+SPLITS = ("train", "val")
 
 #: Shards that one task draws its sample from.
 LANE = 64
@@ -59,6 +63,8 @@ def sharpen(run: Run, plan: Plan, expected: Expected) -> None:
     with run.stage("sharpen") as facts:
         if run.is_fresh(SHARPNESS, made):
             return
+        if plan.config.recordings.keep == "test":
+            raise made_while_recording(SHARPNESS)
         run.withdraw(SHARPNESS)
         setting = plan.config.fit.resolved.sharpness
         rows: list[dict[str, Any]] = []
@@ -86,8 +92,14 @@ def _tried(run: Run, plan: Plan, explainer: ExplainerPlan) -> list[dict[str, Any
     active = active_positions(run, explainer.name)
     positions = active[_spaced(len(active), CONCEPTS_TRIED)]
     sample = _draw(run, plan, source, columns)
-    shared = [ray.put(part) for part in sample]
-    calls = [(run.folder, source, positions, factor, *shared) for factor in FACTORS]
+    values, activations = sample
+    logits = ray.remote(ScoreSource.levels)
+    shared = [logits.remote(source, run.folder, values[split], positions) for split in SPLITS]
+    shared += [
+        ray.put(np.hstack([activations[split][c.name] for c in columns])) for split in SPLITS
+    ]
+    widths = [min(c.neurons, NEURONS_TRIED) for c in columns]
+    calls = [(factor, widths, *shared) for factor in FACTORS]
     progress = Progress(f"sharpen {explainer.name}", len(FACTORS), "factors")
     found = np.full((len(FACTORS), len(columns), 2), np.nan)
     for place, scored in run_tasks(_try_factor, calls):
@@ -165,28 +177,32 @@ def _draw_lane(
 
 
 def _try_factor(
-    folder: Folder,
-    source: ScoreSource,
-    positions: np.ndarray,
     factor: float,
-    values: Mapping[str, np.ndarray],
-    activations: Mapping[str, Mapping[str, np.ndarray]],
+    widths: Sequence[int],
+    train_logits: np.ndarray,
+    val_logits: np.ndarray,
+    train_activations: np.ndarray,
+    val_activations: np.ndarray,
 ) -> np.ndarray:
-    """Mean validation correlation, and the number of neurons that have one, for each column."""
-    scores = {
-        split: source.scores(source.levels(folder, v, positions), factor)
-        for split, v in values.items()
-    }
-    train, val = ConceptMoments.of(scores["train"]), ConceptMoments.of(scores["val"])
+    """Mean validation correlation, and the number of neurons that have one, for each column.
+
+    Args:
+        factor: What logits are multiplied by.
+        widths: Neurons of each column.
+        train_logits: Logits of training images, (images, concepts).
+        val_logits: Logits of validation images.
+        train_activations: Neurons of all columns on training images, (images, neurons).
+        val_activations: The same on validation images.
+    """
+    train_scores, val_scores = sharpened(train_logits, factor), sharpened(val_logits, factor)
+    train, val = ConceptMoments.of(train_scores), ConceptMoments.of(val_scores)
+    paths = forward_paths(train, CrossMoments.of(train_scores, train_activations), LENGTH_TRIED)
+    correlation = path_correlations(paths, val, CrossMoments.of(val_scores, val_activations))
+    # A path that ends early is scored where it ends.
+    last = np.maximum(paths.available - 1, 0)
+    reached = np.take_along_axis(correlation, last[:, None], axis=1)[:, 0]
     out = []
-    for name in activations["train"]:
-        fitted = CrossMoments.of(scores["train"], activations["train"][name])
-        held = CrossMoments.of(scores["val"], activations["val"][name])
-        paths = forward_paths(train, fitted, LENGTH_TRIED)
-        correlation = path_correlations(paths, val, held)
-        # A path that ends early is scored where it ends.
-        last = np.maximum(paths.available - 1, 0)
-        reached = np.take_along_axis(correlation, last[:, None], axis=1)[:, 0]
-        known = np.isfinite(reached)
-        out.append((reached[known].mean() if known.any() else np.nan, known.sum()))
+    for own in np.split(reached, np.cumsum(widths)[:-1]):
+        known = np.isfinite(own)
+        out.append((own[known].mean() if known.any() else np.nan, known.sum()))
     return np.array(out)

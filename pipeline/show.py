@@ -193,7 +193,7 @@ def neuron_lines(run: Run, address: str) -> list[str]:
 
 def _path_lines(path: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
     chosen = next(r for r in path if r["chosen"])
-    lines = [f"    {equation(chosen)}"]
+    lines = [f"    {equation(chosen)}", *_term_lines(chosen)]
     mine = [
         s
         for s in scores
@@ -219,6 +219,32 @@ def _path_lines(path: list[dict[str, Any]], scores: list[dict[str, Any]]) -> lis
     ]
     right = range(1, len(head))
     return lines + ["  " + line for line in _table(head, rows, right=list(right))]
+
+
+def _term_lines(chosen: dict[str, Any]) -> list[str]:
+    """What each term is worth: its share of variance, how often folds found it, what else would do."""
+    terms = len(chosen["concepts"])
+    stability = chosen["stability"] or [None] * terms
+    synonyms = chosen["synonyms"] or [[]] * terms
+    columns = (chosen["weights"], chosen["concepts"], chosen["shares"], stability, synonyms)
+    rows = [
+        (
+            f"{weight:.3g}".replace("-", "−"),
+            concept,
+            _percent(share),
+            _percent(found, places=0),
+            ", ".join(instead),
+        )
+        for weight, concept, share, found, instead in zip(*columns, strict=True)
+    ]
+    rows.append(("", "all terms", _percent(sum(s or 0.0 for s in chosen["shares"])), "", ""))
+    head = ("weight", "concept", "of variance", "found again", "or nearly as well")
+    table = _table(head, rows, right=(0, 2, 3))
+    return ["", *("  " + line for line in table), ""]
+
+
+def _percent(value: float | None, places: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{places}f} %"
 
 
 def _three(value: float | None) -> str:

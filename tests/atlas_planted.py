@@ -29,6 +29,8 @@ HOSTILE = (
     "<!--title--> {version}",
 )
 
+FOLDS = 5
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -52,6 +54,8 @@ def planted(
 ) -> AtlasData:
     """A run of two explainers, ``attributes`` (0 or 1) and ``clip`` (soft scores).
 
+    The logits of ``clip`` are halved for the first layer and doubled for the third.
+
     Args:
         images: Number of images; 70 % train, 10 % val, 20 % test in a repeating pattern.
         layers: Layers in the order of the network.
@@ -63,7 +67,7 @@ def planted(
         simulators: Simulators of the scores; ``explainer`` is the fit check.
         broken: In each layer, so many neurons are not explainable (one for each bad status).
     """
-    rng = np.random.default_rng(seed)
+    rng, other = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
     names = [f"concept {number}" for number in range(concepts)]
     if hostile:
         names[: len(HOSTILE)] = HOSTILE
@@ -71,12 +75,32 @@ def planted(
     split = np.array(["train"] * 7 + ["val"] + ["test"] * 2, dtype=object)[np.arange(images) % 10]
     scores = {
         "attributes": (rng.random((images, concepts)) < 0.2).astype(np.float16),
-        "clip": (1 / (1 + np.exp(-rng.normal(-1.5, 1.5, (images, concepts))))).astype(np.float16),
+        "clip": rng.normal(-1.5, 1.5, (images, concepts)).astype(np.float32),
     }
+
+    def concept_scores(explainer: str, factor: float) -> np.ndarray:
+        if explainer == "attributes":
+            assert factor == 1.0
+            return scores[explainer]
+        return (1 / (1 + np.exp(-factor * scores[explainer]))).astype(np.float32)
+
+    factors = [0.5, 1.0, 2.0]
+    sharpness = []
+    for number, layer in enumerate(layers):
+        about = {"layer": layer.name, "pooling": layer.pooling}
+        sharpness.append(about | {"explainer": "attributes", "factor": 1.0, "chosen": True})
+        for place, factor in enumerate(factors):
+            own = {"explainer": "clip", "factor": factor, "chosen": place == number % 3}
+            worth = 0.4 + 0.05 * number - 0.03 * abs(place - number % 3)
+            sharpness.append(about | own | {"val_correlation": worth, "neurons": layer.neurons})
     explained: dict[str, list[object]] = {name: [] for name in EXPLANATION_TYPES}
     scored: dict[str, list[object]] = {name: [] for name in SCORE_TYPES}
     activations = {}
-    for layer in layers:
+    for number, layer in enumerate(layers):
+        made_of = {
+            "attributes": concept_scores("attributes", 1.0),
+            "clip": concept_scores("clip", factors[number % 3]),
+        }
         q = np.zeros((images, layer.neurons))
         for neuron in range(layer.neurons):
             status = "ok"
@@ -88,13 +112,15 @@ def planted(
                 weights = rng.normal(1.0, 1.0, longest) * 2.0 ** -np.arange(longest)
                 bias = float(rng.normal(0, 0.3))
                 if status == "ok":
-                    q[:, neuron] += 0.5 * (scores[explainer][:, terms] @ weights + bias)
+                    q[:, neuron] += 0.5 * (made_of[explainer][:, terms] @ weights + bias)
                 where = (layer.name, layer.pooling, neuron, explainer)
                 if status != "ok":
-                    row = (*where, status, None, True, [], [], None, None, None)
+                    row = (*where, status, None, True, [], [], None, None, None, [], [], None)
                     _append(explained, row)
                     continue
                 top = rng.uniform(0.1, 0.8)
+                parts = other.dirichlet(np.ones(longest))
+                again = other.integers(0, FOLDS + 1, longest) / FOLDS
                 for length in range(1, longest + 1):
                     grown = top * (1 - 0.6**length)
                     order = np.argsort(-np.abs(weights[:length]))
@@ -108,13 +134,20 @@ def planted(
                         bias,
                         grown * 1.05,
                         grown * 0.97,
+                        (grown**2 * parts[:length] / parts[:length].sum())[order].tolist(),
+                        again[:length][order].tolist() if explainer == "clip" else None,
+                        [synonyms_of(names, term, concepts) for term in terms[order]]
+                        if length == chosen
+                        else None,
                     )
                     _append(explained, row)
                     for simulator in simulators:
                         if explainer == "attributes" and simulator != "explainer":
                             continue
                         r = grown * (1.0 if simulator == "explainer" else 0.8)
-                        score = (*where, length, length == chosen, simulator, r, r - 0.06, r + 0.05)
+                        gap = grown * 0.97 - r if simulator == "explainer" else None
+                        marks = (r, r - 0.06, r + 0.05, gap)
+                        score = (*where, length, length == chosen, simulator, *marks)
                         _append(scored, score)
             q[:, neuron] += rng.normal(0, 0.2, images)
             if status == "ok" and neuron % 3:
@@ -153,6 +186,16 @@ def planted(
                 "active": [True] * concepts * len(scores),
             }
         ),
+        sharpness=pa.Table.from_pylist(sharpness, schema=pa.schema(list(SHARPNESS_TYPES.items()))),
+        degenerate=pa.table(
+            {
+                "explainer": ["attributes"] * 3,
+                "position": [1, 2, 3],
+                "concept": [names[1], names[2], names[3]],
+                "status": ["constant", "duplicate", "collinear"],
+                "same_as": [None, names[0], None],
+            }
+        ),
         images=pa.table(
             {
                 "image_id": ids,
@@ -162,9 +205,15 @@ def planted(
             }
         ),
         activations=lambda layer, pooling: activations[layer, pooling],
-        concept_scores=lambda explainer: scores[explainer],
+        concept_scores=concept_scores,
         thumbnails=thumbnails if pictures else None,
+        folds=FOLDS,
     )
+
+
+def synonyms_of(names: Sequence[str], term: int, concepts: int) -> list[str]:
+    """What could stand in for a term: the next concepts of the list, none for every third."""
+    return [names[(term + step) % concepts] for step in range(1, term % 3 + 1)]
 
 
 def thumbnails(rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -195,6 +244,9 @@ EXPLANATION_TYPES = {
     "bias": pa.float64(),
     "train_correlation": pa.float64(),
     "val_correlation": pa.float64(),
+    "shares": pa.list_(pa.float64()),
+    "stability": pa.list_(pa.float64()),
+    "synonyms": pa.list_(pa.list_(pa.string())),
 }
 SCORE_TYPES = {
     "layer": pa.string(),
@@ -207,6 +259,16 @@ SCORE_TYPES = {
     "correlation": pa.float64(),
     "ci_low": pa.float64(),
     "ci_high": pa.float64(),
+    "selection_gap": pa.float64(),
+}
+SHARPNESS_TYPES = {
+    "explainer": pa.string(),
+    "layer": pa.string(),
+    "pooling": pa.string(),
+    "factor": pa.float64(),
+    "val_correlation": pa.float64(),
+    "neurons": pa.int32(),
+    "chosen": pa.bool_(),
 }
 
 

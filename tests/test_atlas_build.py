@@ -18,7 +18,7 @@ from pipeline.atlas.build import build_atlas
 from pipeline.atlas.catalogue import catalogue_of
 from pipeline.atlas.data import AtlasData
 from pipeline.atlas.details import HISTOGRAM_BINS
-from pipeline.atlas.samples import concept_shards, sample_rows
+from pipeline.atlas.samples import concept_shards, sample_rows, spread_rows
 
 Files = dict[str, bytes]
 
@@ -98,10 +98,19 @@ def test_every_explanation_and_score_reads_back_within_the_declared_rounding(
             continue
         assert (own["chosen"] == row["length"]) == row["chosen"]
         (entry,) = [one for one in own["path"] if one[0] == row["length"]]
-        _, bias, train, validation, terms, weights, marks = entry
+        _, bias, train, validation, terms, weights, marks, shares, stability, gap = entry
         assert [texts[number][str(own["concepts"][t])] for t in terms] == row["concepts"]
         assert weights == pytest.approx(row["weights"], rel=0.51e-4)
         assert bias == pytest.approx(row["bias"], rel=0.51e-4)
+        assert shares == pytest.approx(row["shares"], abs=0.51e-4)
+        assert stability == (row["stability"] and pytest.approx(row["stability"], abs=0.51e-4))
+        if row["chosen"]:
+            assert own["synonyms"] == row["synonyms"]
+        key = (
+            *(row[k] for k in ("layer", "pooling", "neuron", "explainer", "length")),
+            "explainer",
+        )
+        assert gap == pytest.approx(scores[key]["selection_gap"], abs=0.51e-4)
         assert train == pytest.approx(row["train_correlation"], abs=0.51e-4)
         assert validation == pytest.approx(row["val_correlation"], abs=0.51e-4)
         for simulator, mark in zip(overview["simulators"], marks, strict=True):
@@ -206,40 +215,176 @@ def test_statistics_histogram_and_sample_describe_the_recorded_activations(
         assert sum(values["histogram"]) == len(wide)
 
 
-def test_concept_scores_on_the_sample_predict_what_the_run_predicts(
+def positions_of(data: AtlasData, explainer: str) -> dict[str, int]:
+    return {
+        row["concept"]: row["position"]
+        for row in data.concepts.to_pylist()
+        if row["explainer"] == explainer
+    }
+
+
+def test_concept_scores_and_spreads_are_those_at_each_sharpness(
     data: AtlasData, files: Files, overview: Any
 ) -> None:
     train = np.array(data.images["split"].to_pylist()) == "train"
     size = overview["concepts_per_shard"]
+    seen = []
     for number, explainer in enumerate(overview["explainers"]):
         texts = value_of(files, f"index/{number}")["concepts"]
-        recorded = data.concept_scores(explainer["name"])
-        positions = {
-            row["concept"]: row["position"]
-            for row in data.concepts.to_pylist()
-            if row["explainer"] == explainer["name"]
-        }
+        positions = positions_of(data, explainer["name"])
         assert len(texts) == explainer["used"]
-        for place, text in enumerate(texts):
-            shard = value_of(files, f"concepts/{number}/{place // size}")
-            column = recorded[:, positions[text]]
-            assert np.array_equal(half(shard["scores"][place % size]), column[overview["sample"]])
-            spread = column[train].astype(np.float64).std()
-            assert shard["spread"][place % size] == pytest.approx(spread, rel=1e-4)
+        for level, factor in enumerate(explainer["sharpness"]["factors"]):
+            groups = [
+                (group["layer"], group["pooling"])
+                for group, own in zip(
+                    overview["groups"], explainer["sharpness"]["levels"], strict=True
+                )
+                if own == level
+            ]
+            used = {
+                text
+                for row in data.explanations.to_pylist()
+                if row["explainer"] == explainer["name"]
+                and (row["layer"], row["pooling"]) in groups
+                for text in row["concepts"]
+            }
+            recorded = np.asarray(data.concept_scores(explainer["name"], factor))
+            written = set()
+            for shard in range(-(-len(texts) // size)):
+                value = value_of(files, f"concepts/{number}/{level}/{shard}")
+                for concept, spread, scores in zip(
+                    value["concepts"], value["spread"], value["scores"], strict=True
+                ):
+                    assert concept // size == shard
+                    written.add(texts[concept])
+                    column = recorded[:, positions[texts[concept]]]
+                    wanted = column[overview["sample"]].astype(np.float16)
+                    assert np.array_equal(half(scores), wanted)
+                    std = column[train].astype(np.float64).std()
+                    assert spread == pytest.approx(std, rel=1e-4)
+            assert written == used
+            seen.append((explainer["name"], factor))
+    assert seen == [("attributes", 1.0), ("clip", 2.0), ("clip", 1.0), ("clip", 0.5)]
+
+
+def test_what_a_page_predicts_equals_weights_times_scores_at_the_sharpness_of_the_layer(
+    data: AtlasData, files: Files, overview: Any
+) -> None:
+    found = records(files, overview)
+    names = [explainer["name"] for explainer in overview["explainers"]]
+    groups = [(group["layer"], group["pooling"]) for group in overview["groups"]]
+    factors = {
+        (row["explainer"], row["layer"], row["pooling"]): row["factor"]
+        for row in data.sharpness.to_pylist()
+        if row["chosen"]
+    }
+    size = overview["concepts_per_shard"]
+    softened = 0
+    for row in data.explanations.to_pylist():
+        if row["status"] != "ok" or row["length"] not in (2, 6):
+            continue
+        # As the page does it: terms of the path, scores of the shards of the layer's level.
+        number = names.index(row["explainer"])
+        place = groups.index((row["layer"], row["pooling"]))
+        level = overview["explainers"][number]["sharpness"]["levels"][place]
+        own = found[row["layer"], row["pooling"], row["neuron"]][0]["by"][number]
+        (entry,) = [one for one in own["path"] if one[0] == row["length"]]
+        predicted = np.full(len(overview["sample"]), entry[1])
+        for term, weight in zip(entry[4], entry[5], strict=True):
+            concept = own["concepts"][term]
+            shard = value_of(files, f"concepts/{number}/{level}/{concept // size}")
+            predicted += weight * half(shard["scores"][shard["concepts"].index(concept)])
+        # From the run: the model's logits times the layer's factor, through a sigmoid.
+        factor = factors[row["explainer"], row["layer"], row["pooling"]]
+        scores = data.concept_scores(row["explainer"], 1.0)[overview["sample"]].astype(np.float64)
+        if factor != 1.0:
+            scores = 1 / (1 + np.exp(-factor * np.log(scores / (1 - scores))))
+            softened += 1
+        places = [positions_of(data, row["explainer"])[text] for text in row["concepts"]]
+        expected = scores[:, places] @ np.array(row["weights"]) + row["bias"]
+        assert predicted == pytest.approx(expected, abs=0.004 * np.abs(row["weights"]).sum())
+        worse = data.concept_scores(row["explainer"], 1.0)[overview["sample"]][:, places]
+        if factor != 1.0:
+            away = worse @ np.array(row["weights"]) + row["bias"] - expected
+            assert np.abs(away).max() > 0.004 * np.abs(row["weights"]).sum()
+    assert softened > 100
 
 
 def test_concept_shards_do_not_depend_on_the_blocks_they_are_read_by(data: AtlasData) -> None:
     split = np.array(data.images["split"].to_pylist())
-    sample = sample_rows(split)
-    (explainer, *_) = catalogue_of(data).explainers
-    scores = data.concept_scores(explainer.name)
+    sample, training = sample_rows(split), spread_rows(split)
+    explainer = catalogue_of(data).explainers[1]
+    scores = data.concept_scores(explainer.name, explainer.factors[2])
+    used = len(explainer.used_at(2))
     whole, parts = (
-        list(concept_shards(explainer, scores, split == "train", sample, block_bytes))
-        for block_bytes in (1 << 30, 7 * scores.shape[1] * scores.itemsize)
+        list(concept_shards(explainer, 2, scores, training, sample, len(split), block_bytes))
+        for block_bytes in (1 << 30, 7 * 8 * used)
     )
-    assert [part["scores"] for part in parts] == [one["scores"] for one in whole]
-    for part, one in zip(parts, whole, strict=True):
+    for (number, part), (same, one) in zip(parts, whole, strict=True):
+        assert number == same
+        assert part["scores"] == one["scores"]
         assert part["spread"] == pytest.approx(one["spread"], rel=1e-4)
+
+
+def test_only_needed_rows_and_concepts_are_read_and_the_spread_of_many_images_is_sampled(
+    data: AtlasData,
+) -> None:
+    split = np.array(["train", "train", "train", "val", "test"] * 5000, dtype=object)
+    sample, training = sample_rows(split), spread_rows(split)
+    assert len(training) == 10_000
+    assert (split[training] == "train").all()
+    assert np.diff(training).max() <= 4
+    explainer = catalogue_of(data).explainers[1]
+    scores = np.random.default_rng(3).random((len(split), 60), np.float32)
+    read = []
+
+    class Watched:
+        shape = scores.shape
+
+        def __getitem__(self, places: tuple[np.ndarray, ...]) -> np.ndarray:
+            read.append(places[0].ravel())
+            assert set(places[1].ravel()) <= set(explainer.positions.tolist())
+            return scores[places]
+
+    shards = list(concept_shards(explainer, 0, Watched(), training, sample, len(split), 1 << 20))
+    assert np.array_equal(np.concatenate(read), np.union1d(sample, training))
+    for _, shard in shards:
+        positions = explainer.positions[shard["concepts"]]
+        exact = scores[split == "train"][:, positions].std(axis=0, dtype=np.float64)
+        assert shard["spread"] == pytest.approx(exact, rel=0.02)
+        for position, stored in zip(positions, shard["scores"], strict=True):
+            assert np.array_equal(half(stored), scores[sample, position].astype(np.float16))
+
+
+def test_the_sharpness_of_every_layer_and_what_was_tried_read_back(
+    data: AtlasData, overview: Any
+) -> None:
+    groups = [(group["layer"], group["pooling"]) for group in overview["groups"]]
+    for explainer in overview["explainers"]:
+        told = explainer["sharpness"]
+        rows = {
+            (row["layer"], row["pooling"], row["factor"]): row
+            for row in data.sharpness.to_pylist()
+            if row["explainer"] == explainer["name"]
+        }
+        for group, level in zip(groups, told["levels"], strict=True):
+            assert rows[(*group, told["factors"][level])]["chosen"]
+        if explainer["name"] == "attributes":
+            assert (told["tried"], told["curves"]) == ([], [])
+            continue
+        assert told["tried"] == [2.0, 1.0, 0.5]
+        for group, curve in zip(groups, told["curves"], strict=True):
+            expected = [rows[(*group, factor)]["val_correlation"] for factor in told["tried"]]
+            assert curve == pytest.approx(expected, abs=0.51e-4)
+
+
+def test_degenerate_concepts_are_counted_and_named(data: AtlasData, overview: Any) -> None:
+    told = {e["name"]: e["degenerate"] for e in overview["explainers"]}
+    assert told["clip"] == {"counts": {}, "names": []}
+    assert told["attributes"]["counts"] == {"constant": 1, "duplicate": 1, "collinear": 1}
+    assert told["attributes"]["names"] == [
+        [row["concept"], row["status"], row["same_as"]] for row in data.degenerate.to_pylist()
+    ]
 
 
 def test_every_image_that_is_shown_has_a_name_and_a_picture(
@@ -383,4 +528,10 @@ def test_tables_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ShapeError, match="400 images"):
         built(replace(data, activations=lambda *_: np.zeros((399, 12), np.float16)))
     with pytest.raises(ShapeError, match="concept scores"):
-        built(replace(data, concept_scores=lambda _: np.zeros((400, 7), np.float16)))
+        built(replace(data, concept_scores=lambda *_: np.zeros((400, 7), np.float16)))
+    with pytest.raises(RecordingError, match="no sharpness"):
+        built(replace(data, sharpness=data.sharpness.slice(0, 1)))
+    column = data.explanations.schema.get_field_index("shares")
+    short = pa.array([[0.1]] * len(data.explanations), pa.list_(pa.float64()))
+    with pytest.raises(RecordingError, match="concepts and shares"):
+        built(replace(data, explanations=data.explanations.set_column(column, "shares", short)))

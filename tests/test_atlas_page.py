@@ -8,10 +8,11 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
-from atlas_planted import HOSTILE, Layer, planted
+from atlas_planted import FOLDS, HOSTILE, Layer, planted
 
 from pipeline.atlas.build import build_atlas
 from pipeline.atlas.data import AtlasData
@@ -144,11 +145,48 @@ def test_a_neuron_page_shows_the_equation_and_raises_no_script_error(tmp_path: P
         written = written.removeprefix(" + ").replace(" − ", "−", written.startswith(" − "))
         assert f"{written} {'−' if row['bias'] < 0 else '+'} " in page.everything
     assert "by the explainer itself, not a simulation" in page.everything
+    shows_what_each_term_is_worth(data, chosen, page)
     assert "Top 10\u202f%" in page.everything
     pictures = [a["src"] for tag, a in page.elements if tag == "img" and a.get("alt")]
     assert len(pictures) == 18
     assert all((folder / str(source).split("?")[0]).is_file() for source in pictures)
     assert sum(tag == "circle" for tag, _ in page.elements) > 2 * 80
+
+
+def shows_what_each_term_is_worth(
+    data: AtlasData, chosen: list[dict[str, Any]], page: Page
+) -> None:
+    shown = page.everything
+    for row in chosen:
+        for place, (concept, share) in enumerate(zip(row["concepts"], row["shares"], strict=True)):
+            instead = row["synonyms"][place]
+            share = round(share, 4)
+            percent = "<\u202f0.1" if share < 0.001 else f"{100 * share:.{share < 0.0995:d}f}"
+            told = concept + (f", or: {', '.join(instead)}" if instead else "")
+            told += f"{percent}\u202f% of the neuron’s variance"
+            if row["stability"] is not None:
+                told += f"{round(row['stability'][place] * FOLDS)} of {FOLDS} folds"
+            assert told in shown
+    for score in data.scores.to_pylist():
+        if score["neuron"] == 65 and score["chosen"] and score["simulator"] == "explainer":
+            gap = f"{score['selection_gap']:+.2f}".replace("-", "−")
+            assert f"selection gap {gap if float(gap[1:]) else '0.00'}" in shown
+
+
+@needs_browser
+def test_the_overview_draws_the_sharpness_of_each_layer_and_names_degenerate_concepts(
+    tmp_path: Path,
+) -> None:
+    data = planted(layers=(Layer("early", 20), Layer("late", 20)))
+    page, console = drawn(build_in(tmp_path / "atlas", data), "#/", tmp_path / "profile")
+    assert console == ""
+    assert "Sharpness of concept scores" in page.everything
+    curves = [a for tag, a in page.elements if tag == "g" and a.get("class") == "sharp-curve"]
+    assert len(curves) == 2
+    assert sum(tag == "circle" and a.get("class") == "chosen" for tag, a in page.elements) == 2
+    assert "early×\u202f0.5late×\u202f1" in page.everything
+    assert "3 concepts say nothing that others do not say" in page.everything
+    assert "concept 1constantconcept 2the same as concept 0concept 3a sum" in page.everything
 
 
 @needs_browser

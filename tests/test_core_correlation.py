@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from scipy.stats import binom
 from scipy.stats import t as student_t
 
-from core.correlation import correlation_with_interval
+from core.correlation import (
+    CorrelationScores,
+    correlation_with_interval,
+    explanation_correlations,
+)
+from core.correlation_gpu import gpu_explanation_correlations
 from core.errors import ConfigError, ShapeError
 
 Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
@@ -27,6 +36,42 @@ def rectified(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.
     """A concept that is mostly absent and a neuron that is mostly silent."""
     score = rng.beta(0.15, 3, (n, m))
     return np.maximum(4 * score + 0.8 * rng.standard_normal((n, m)) - 0.6, 0), score
+
+
+def explained(
+    rng: np.random.Generator, images: int, neurons: int, lengths: int = 4, concepts: int = 30
+) -> tuple[np.ndarray, Any, np.ndarray, np.ndarray]:
+    """Activations, weights of several explanations a neuron in mixed order, concept scores, neurons."""
+    terms = rng.beta(0.2, 3, (concepts, images))
+    true = np.stack([rng.choice(concepts, lengths, replace=False) for _ in range(neurons)])
+    signal = terms[true].sum(axis=1).T
+    actual = np.maximum(signal + 0.3 * rng.standard_normal(signal.shape) - 0.2, 0)
+    dense = np.zeros((neurons, lengths, concepts))
+    for length in range(lengths):
+        chosen = true[:, : length + 1]
+        values = rng.uniform(-0.2, 2, chosen.shape)
+        np.put_along_axis(dense[:, length], chosen, values, axis=1)
+    order = rng.permutation(neurons * lengths)
+    weights = sparse.csr_array(dense.reshape(neurons * lengths, concepts)[order])
+    return actual.astype(np.float16), weights, terms, np.repeat(np.arange(neurons), lengths)[order]
+
+
+def by_leaving_out(x: np.ndarray, y: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Correlation and interval by the definitions, leaving each image out in turn."""
+    images = len(x)
+    r = np.corrcoef(x, y)[0, 1]
+    rest = [np.arange(images) != i for i in range(images)]
+    z = np.arctanh([np.corrcoef(x[kept], y[kept])[0, 1] for kept in rest])
+    squares = (z - z.mean()) ** 2
+    freedom = 2 * squares.mean() ** 2 / (squares.var() / images)
+    error = math.sqrt(squares.sum() * (images - 1) / images)
+    reach = student_t.ppf(0.5 + confidence / 2, freedom) * error
+    return r, math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
+
+
+def assert_close(found: CorrelationScores, expected: CorrelationScores, atol: float) -> None:
+    for part in ("correlation", "low", "high"):
+        np.testing.assert_allclose(getattr(found, part), getattr(expected, part), atol=atol, rtol=0)
 
 
 def test_correlations_are_those_of_numpy() -> None:
@@ -166,3 +211,92 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
             correlation_with_interval(a, b)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         correlation_with_interval(x, y, 95)
+
+
+@pytest.mark.parametrize("images", [6, 50, 3000])
+def test_intervals_are_those_of_leaving_out_each_image_in_turn(images: int) -> None:
+    # Few images take the closed form of artanh, many its series and, for the outliers, both.
+    actual, weights, terms, neurons = explained(np.random.default_rng(images), images, 2, lengths=2)
+    found = explanation_correlations(actual, weights, terms, neurons, 0.9)
+    for k, neuron in enumerate(neurons):
+        predicted = (weights[[k]] @ terms)[0]
+        expected = by_leaving_out(actual[:, neuron].astype(float), predicted, 0.9)
+        ours = (found.correlation[k], found.low[k], found.high[k])
+        if np.isfinite(expected).all():
+            np.testing.assert_allclose(ours, expected, atol=1e-11 if images > 6 else 1e-9)
+    assert np.isfinite(found.low).sum() >= 2
+
+
+@pytest.mark.parametrize("images", [40, 2500])
+def test_explanations_score_what_their_predictions_do(images: int) -> None:
+    actual, weights, terms, neurons = explained(np.random.default_rng(11), images, 40)
+    found = explanation_correlations(actual, weights, terms, neurons)
+    plain = correlation_with_interval(actual[:, neurons], (weights @ terms).T)
+    assert_close(found, plain, 1e-12)
+
+
+def test_an_explanation_has_the_same_score_whatever_explanations_are_beside_it() -> None:
+    actual, weights, terms, neurons = explained(np.random.default_rng(12), 2100, 60)
+    whole = explanation_correlations(actual, weights, terms, neurons)
+    for some in (np.arange(3), np.arange(100, 171), np.flatnonzero(neurons == 7)[1:]):
+        part = explanation_correlations(actual, weights[some], terms, neurons[some])
+        for name in ("correlation", "low", "high"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[some])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("block", [None, 1, 17])
+def test_a_gpu_gives_the_same_scores(device: str, block: int | None) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+    for images in (30, 2500):
+        given = explained(np.random.default_rng(13), images, 30)
+        given[0][:, 3] = 0  # a dead neuron
+        given[0][:, 4] = np.arange(images) == 5  # one that rests on one image
+        given[2][0, 2] = np.nan  # a concept that is not known on one image
+        found = gpu_explanation_correlations(*given, device=device, block=block)
+        assert_close(found, explanation_correlations(*given), 1e-11)
+
+
+@pytest.mark.filterwarnings("error")
+def test_explanations_without_a_meaning_are_nan_and_disturb_no_other() -> None:
+    actual, weights, terms, neurons = explained(np.random.default_rng(14), 200, 9, lengths=1)
+    clean = explanation_correlations(actual, weights, terms, neurons)
+    dense = weights.toarray()
+    dense[0], dense[1, 0], dense[2, 0] = 0, np.nan, np.inf
+    found = explanation_correlations(actual, sparse.csr_array(dense), terms, neurons)
+    for name in ("correlation", "low", "high"):
+        assert np.isnan(getattr(found, name)[:3]).all()
+        np.testing.assert_array_equal(getattr(found, name)[3:], getattr(clean, name)[3:])
+    none = explanation_correlations(actual, weights[:0], terms, neurons[:0])
+    assert none.correlation.shape == none.low.shape == (0,)
+
+
+def test_memory_does_not_grow_with_the_neurons() -> None:
+    peaks = []
+    for neurons in (20, 200):
+        given = explained(np.random.default_rng(15), 1000, neurons)
+        explanation_correlations(*given)
+        tracemalloc.start()
+        explanation_correlations(*given)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Beside the block, 8 numbers of 8 bytes for each of 720 more explanations, and as much in sorting.
+    assert peaks[1] - peaks[0] < 720 * 8 * 8 * 4
+    assert peaks[0] > 64 * 1000 * 8
+
+
+@pytest.mark.parametrize("score", [explanation_correlations, gpu_explanation_correlations])
+def test_explanations_that_do_not_fit_are_refused(score: Callable[..., CorrelationScores]) -> None:
+    actual, weights, terms, neurons = explained(np.random.default_rng(16), 20, 3)
+    for arrays, match in [
+        ((actual[:9], weights, terms, neurons), "the same images"),
+        ((actual, weights[:4], terms, neurons), "12 explanations"),
+        ((actual, weights, terms[:5], neurons), "by 5 concepts"),
+        ((actual[:, :2], weights, terms, neurons), "activations of 2"),
+        ((actual, weights, terms, neurons - 1), "neurons -1 to 1"),
+    ]:
+        with pytest.raises(ShapeError, match=match):
+            score(*arrays)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        score(actual, weights, terms, neurons, 1.0)

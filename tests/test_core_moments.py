@@ -154,6 +154,87 @@ def test_the_number_of_threads_changes_no_bit(images: int) -> None:
             assert_same_bits(CrossMoments.of(p, q), cross)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.tuples(st.integers(5, 80), st.integers(1, 80)),
+    seed=st.integers(0, 10_000),
+    mean=st.sampled_from([0.0, 1.0, -1e3]),
+)
+def test_taking_a_part_out_undoes_merging_it(
+    counts: tuple[int, int], seed: int, mean: float
+) -> None:
+    rest, part = (scores(n, 5, seed + n).astype(np.float64) for n in counts)
+    q, r = (activations(n, 4, seed + n % 7) + mean for n in counts)
+    concepts, expected = ConceptMoments.of(rest), CrossMoments.of(rest, q)
+    left = concepts.merge(ConceptMoments.of(part)).without(ConceptMoments.of(part))
+    assert left.count == counts[0]
+    np.testing.assert_allclose(left.mean, concepts.mean, rtol=1e-10)
+    np.testing.assert_allclose(left.scatter, concepts.scatter, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(left.scatter, left.scatter.T)
+    out = CrossMoments.of(part, r)
+    found = expected.merge(out).without(out)
+    assert found.count == counts[0]
+    for field in FIELDS:
+        np.testing.assert_allclose(
+            getattr(found, field), getattr(expected, field), rtol=1e-9, atol=1e-9
+        )
+
+
+def test_what_does_not_vary_in_the_rest_has_no_scatter_after_a_part_is_taken_out() -> None:
+    p, q = scores(60, 4).astype(np.float64), activations(60, 3).astype(np.float64)
+    p[:40, 1], q[:40, 2] = 0.7, -2.5
+    part = slice(40, 60)
+    concepts = ConceptMoments.of(p).without(ConceptMoments.of(p[part]))
+    cross = CrossMoments.of(p, q).without(CrossMoments.of(p[part], q[part]))
+    assert not concepts.scatter[1].any()
+    assert not concepts.scatter[:, 1].any()
+    assert cross.neuron_scatter[2] == 0
+    assert not cross.cross[:, 2].any()
+    np.testing.assert_allclose(concepts.mean[1], 0.7, rtol=1e-12)
+    np.testing.assert_allclose(cross.neuron_mean[2], -2.5, rtol=1e-12)
+    np.testing.assert_allclose(
+        cross.neuron_scatter[:2], CrossMoments.of(p[:40], q[:40]).neuron_scatter[:2], rtol=1e-10
+    )
+
+
+def test_a_neuron_that_failed_in_a_part_stays_failed_and_alone() -> None:
+    p, q = scores(60, 4), activations(60, 3)
+    spoilt = q.copy()
+    spoilt[50, 1] = np.nan
+    found = CrossMoments.of(p, spoilt).without(CrossMoments.of(p[40:], spoilt[40:]))
+    assert np.isnan(found.neuron_scatter[1])
+    assert np.isnan(found.cross[:, 1]).all()
+    others = np.array([0, 2])
+    assert_close(found.take_neurons(others), CrossMoments.of(p[:40], q[:40]).take_neurons(others))
+
+
+@pytest.mark.parametrize("images", [0, 20, 21])
+def test_a_part_must_be_smaller_than_the_whole_and_not_empty(images: int) -> None:
+    p, q = scores(21, 3), activations(21, 2)
+    whole, part = p[:20], p[:images]
+    with pytest.raises(ShapeError, match=f"a part of {images} images"):
+        ConceptMoments.of(whole).without(ConceptMoments.of(part))
+    with pytest.raises(ShapeError, match=f"a part of {images} images"):
+        CrossMoments.of(whole, q[:20]).without(CrossMoments.of(part, q[:images]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 50), min_size=3, max_size=3).filter(sum),
+    seed=st.integers(0, 10_000),
+)
+def test_three_shards_are_merged_in_either_way(counts: list[int], seed: int) -> None:
+    parts = [
+        (scores(n, 4, seed + k), activations(n, 3, seed + 9 + k)) for k, n in enumerate(counts)
+    ]
+    a, b, c = (CrossMoments.of(p, q) for p, q in parts)
+    assert_close(a.merge(b).merge(c), a.merge(b.merge(c)))
+    x, y, z = (ConceptMoments.of(p) for p, _ in parts)
+    left, right = x.merge(y).merge(z), x.merge(y.merge(z))
+    np.testing.assert_allclose(left.mean, right.mean, rtol=1e-12)
+    np.testing.assert_allclose(left.scatter, right.scatter, rtol=1e-11, atol=1e-11)
+
+
 def test_an_empty_shard_adds_nothing() -> None:
     p, q = scores(20, 3), activations(20, 2)
     whole = CrossMoments.of(p, q)

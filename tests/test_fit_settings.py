@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted_network
 import pyarrow as pa
 import pytest
-from planted_network import NAMES, NEURONS
 
 from core.errors import ConfigError
+from pipeline import planted as planted_network
 from pipeline.config import parse_config
+from pipeline.planted import NAMES, NEURONS
 from pipeline.run import execute, refit_length
 from pipeline.rundir import Run
 

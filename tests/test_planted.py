@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import planted_network
 import pyarrow as pa
 import pytest
-from planted_network import CONSTANT, DEAD, FAILED, NAMES, NEURONS
 
+from pipeline import planted as planted_network
 from pipeline.config import parse_config
+from pipeline.planted import CONSTANT, DEAD, FAILED, NAMES, NEURONS
 from pipeline.run import Summary, execute
 from pipeline.rundir import Run
 

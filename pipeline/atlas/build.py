@@ -8,7 +8,7 @@ file                                   holds
 ``data/overview.js``                   the network at a glance (`pipeline.atlas.overview`)
 ``data/index/<explainer>.js``          the table of neurons (`pipeline.atlas.index`)
 ``data/neurons/<group>/<number>.js``   64 neurons in detail (`pipeline.atlas.details`)
-``data/concepts/<explainer>/<n>.js``   concept scores on the shared sample (`.samples`)
+``data/concepts/<e>/<level>/<n>.js``   concept scores on the shared sample (`.samples`)
 ``data/images/<number>.js``            names, splits and labels of images (`.samples`)
 ``thumbs/<xx>/<row>.jpg``              small pictures; ``xx`` is row modulo 256, in hex
 =====================================  ==========================================================
@@ -34,7 +34,7 @@ from pipeline.atlas.details import neuron_shards
 from pipeline.atlas.encode import script
 from pipeline.atlas.index import index_shard
 from pipeline.atlas.overview import overview_of
-from pipeline.atlas.samples import concept_shards, image_shards, sample_rows
+from pipeline.atlas.samples import concept_shards, image_shards, sample_rows, spread_rows
 
 STYLE = "atlas.css"
 SCRIPTS = (
@@ -45,8 +45,10 @@ SCRIPTS = (
     "search.js",
     "charts.js",
     "plots.js",
+    "sharpness.js",
     "overview.js",
     "table.js",
+    "terms.js",
     "explanation.js",
     "neuron.js",
     "app.js",
@@ -110,17 +112,17 @@ def _write_shared(
     names: list[str],
     put: Write,
 ) -> None:
-    train = split == "train"
-    if not train.any():
-        train[:] = True
+    training = spread_rows(split)
     for number, explainer in enumerate(catalogue.explainers):
         put(f"data/index/{number}.js", script(f"index/{number}", index_shard(explainer)))
-        if not explainer.concepts:
-            continue
-        scores = data.concept_scores(explainer.name)
-        for shard, value in enumerate(concept_shards(explainer, scores, train, sample)):
-            key = f"concepts/{number}/{shard}"
-            put(f"data/{key}.js", script(key, value))
+        for level, factor in enumerate(explainer.factors):
+            if not len(explainer.used_at(level)):
+                continue
+            scores = data.concept_scores(explainer.name, factor)
+            shards = concept_shards(explainer, level, scores, training, sample, len(split))
+            for shard, value in shards:
+                key = f"concepts/{number}/{level}/{shard}"
+                put(f"data/{key}.js", script(key, value))
     for shard, value in image_shards(data.images, shown, names):
         put(f"data/images/{shard}.js", script(f"images/{shard}", value))
     if data.thumbnails is not None:

@@ -61,11 +61,30 @@ class ExplainerCatalogue:
     term_concepts: Int[np.ndarray, " terms"]
     """Indices into ``concepts``."""
     term_weights: Float[np.ndarray, " terms"]
+    term_shares: Float[np.ndarray, " terms"]
+    """Share of the neuron's variance that each term explains; NaN where unknown."""
+    term_stability: Float[np.ndarray, " terms"]
+    """Share of the folds that selected the concept again; NaN where unknown."""
+    synonyms: pa.ChunkedArray
+    """For each row the near-synonyms of each term, or null."""
     bias: Float[np.ndarray, " rows"]
     train: Float[np.ndarray, " rows"]
     validation: Float[np.ndarray, " rows"]
+    gap: Float[np.ndarray, " rows"]
+    """Validation minus test correlation by the explainer itself; NaN where there is none."""
     scores: Float[np.ndarray, "simulators neurons lengths 3"]
     """Correlation and the ends of its interval; NaN where there is none."""
+    factors: tuple[float, ...]
+    """Distinct factors on the logits of the concept scores, sharpest first."""
+    level: UInt8[np.ndarray, " neurons"]
+    """Which of the factors each neuron is explained with."""
+
+    def used_at(self, level: int) -> Int[np.ndarray, " used"]:
+        """Indices of the concepts in explanations, of any length, at one of the factors."""
+        rows = self.rows[self.level == level]
+        in_use = np.zeros(len(self.bias), bool)
+        in_use[rows[rows >= 0]] = True
+        return np.unique(self.term_concepts[np.repeat(in_use, np.diff(self.offsets))])
 
     def chosen_scores(self) -> Float[np.ndarray, "simulators neurons"]:
         """Correlation of every neuron's chosen explanation, NaN where there is none."""
@@ -107,7 +126,7 @@ def catalogue_of(data: AtlasData) -> Catalogue:
 
     Raises:
         RecordingError: Tables that contradict each other: an explanation twice, a score or a
-            concept of something that is not there, an unknown status.
+            concept of something that is not there, an unknown status, a layer without sharpness.
     """
     explanations = data.explanations.combine_chunks()
     groups = _groups(explanations)
@@ -126,7 +145,10 @@ def catalogue_of(data: AtlasData) -> Catalogue:
             continue
         scores = data.scores.filter(pc.equal(data.scores["explainer"], name)).combine_chunks()
         concepts = data.concepts.filter(pc.equal(data.concepts["explainer"], name))
-        explainers.append(_explainer(name, own, scores, concepts, groups, simulators, lengths))
+        sharpness = data.sharpness.filter(pc.equal(data.sharpness["explainer"], name))
+        factors, level = _levels(name, sharpness, groups)
+        tables = (own, scores, concepts)
+        explainers.append(_explainer(name, *tables, groups, simulators, lengths, factors, level))
     strangers = set(_first_seen(data.scores["explainer"])) - {part.name for part in explainers}
     if strangers:
         raise RecordingError(
@@ -144,6 +166,8 @@ def _explainer(
     groups: Sequence[NeuronGroup],
     simulators: Sequence[str],
     max_length: int,
+    factors: tuple[float, ...],
+    level: UInt8[np.ndarray, " neurons"],
 ) -> ExplainerCatalogue:
     total = groups[-1].stop
     neurons = _neuron_numbers(table, groups)
@@ -179,6 +203,7 @@ def _explainer(
     positions, term_concepts = np.unique(columns, return_inverse=True)
 
     scores = np.full((len(simulators), total, max_length + 1, 3), np.nan)
+    gap = np.full(len(table), np.nan)
     if len(score_table):
         place = {simulator: number for number, simulator in enumerate(simulators)}
         by = np.array([place[simulator] for simulator in score_table["simulator"].to_pylist()])
@@ -193,6 +218,9 @@ def _explainer(
             )
         for part, key in enumerate(("correlation", "ci_low", "ci_high")):
             scores[by, scored, scored_length, part] = _floats(score_table[key])
+        gaps = _floats(score_table["selection_gap"])
+        known = np.isfinite(gaps)
+        gap[rows[scored[known], scored_length[known]]] = gaps[known]
 
     return ExplainerCatalogue(
         name=name,
@@ -204,11 +232,54 @@ def _explainer(
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         term_concepts=term_concepts.astype(np.int32),
         term_weights=_floats(pc.list_flatten(table["weights"])),
+        term_shares=_of_terms(name, table, "shares", counts),
+        term_stability=_of_terms(name, table, "stability", counts),
+        synonyms=table["synonyms"],
         bias=_floats(table["bias"]),
         train=_floats(table["train_correlation"]),
         validation=_floats(table["val_correlation"]),
+        gap=gap,
         scores=scores,
+        factors=factors,
+        level=level,
     )
+
+
+def _levels(
+    name: str, sharpness: pa.Table, groups: Sequence[NeuronGroup]
+) -> tuple[tuple[float, ...], UInt8[np.ndarray, " neurons"]]:
+    """An explainer's distinct factors, sharpest first, and which of them each neuron has."""
+    chosen = {
+        (row["layer"], row["pooling"]): float(row["factor"])
+        for row in sharpness.to_pylist()
+        if row["chosen"]
+    }
+    for group in groups:
+        if (group.layer, group.pooling) not in chosen:
+            raise RecordingError(
+                f"no sharpness is chosen for explainer '{name}' and layer '{group.layer}' "
+                f"({group.pooling}); build both tables from one run"
+            )
+    own = [chosen[group.layer, group.pooling] for group in groups]
+    factors = tuple(sorted(set(own), reverse=True))
+    sizes = [len(group.neurons) for group in groups]
+    return factors, np.repeat([factors.index(factor) for factor in own], sizes).astype(np.uint8)
+
+
+def _of_terms(
+    name: str, table: pa.Table, column: str, counts: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, " terms"]:
+    """A value for each term, NaN in rows where the whole list is null."""
+    lists = table[column]
+    there = ~_booleans(pc.is_null(lists))
+    sizes = _integers(pc.list_value_length(lists))
+    if not np.array_equal(sizes[there], counts[there]):
+        raise RecordingError(
+            f"explainer '{name}' has an explanation with unequal numbers of concepts and {column}"
+        )
+    values = np.full(int(counts.sum()), np.nan)
+    values[np.repeat(there, counts)] = _floats(pc.list_flatten(lists))
+    return values
 
 
 def _term_columns(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,9 @@ EXPLANATION_COLUMNS = (
     "bias",
     "train_correlation",
     "val_correlation",
+    "shares",
+    "stability",
+    "synonyms",
 )
 SCORE_COLUMNS = (
     "layer",
@@ -38,12 +42,26 @@ SCORE_COLUMNS = (
     "correlation",
     "ci_low",
     "ci_high",
+    "selection_gap",
 )
+SHARPNESS_COLUMNS = ("explainer", "layer", "pooling", "factor", "val_correlation", "chosen")
+DEGENERATE_COLUMNS = ("explainer", "concept", "status", "same_as")
 CONCEPT_COLUMNS = ("explainer", "position", "concept")
 IMAGE_COLUMNS = ("image_id", "split")
 
 FIT_CHECK = "explainer"
 """Simulator name of the explainer's own score: a check of the fit, not a simulation."""
+
+
+class ScoreMatrix(Protocol):
+    """Concept scores, ``(images, concepts)``: an array, or what reads the rows it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of images and of concepts."""
+
+    def __getitem__(self, places: tuple[np.ndarray, ...], /) -> np.ndarray:
+        """A part: ``scores[np.ix_(rows, concepts)]`` for ascending rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +89,37 @@ class AtlasData:
     concepts: pa.Table
     """Each explainer's concepts with their positions in its concept scores."""
 
+    sharpness: pa.Table
+    """What the logits of each explainer's concept scores were multiplied by for each layer and
+    pooling (``chosen``), and how well explanations did with the other factors that were tried."""
+
+    degenerate: pa.Table
+    """Concepts that the training images do not tell from others; may be empty."""
+
     images: pa.Table
     """The images, in the order of the rows of the arrays below; ``path`` and ``label`` optional."""
 
     activations: Callable[[str, str], np.ndarray]
     """``(layer, pooling)`` -> activations, ``(images, neurons)`` float16."""
 
-    concept_scores: Callable[[str], np.ndarray]
-    """``explainer`` -> concept scores, ``(images, concepts)``, possibly memory-mapped: read by
-    slices of rows and never as a whole."""
+    concept_scores: Callable[[str, float], ScoreMatrix]
+    """``(explainer, factor)`` -> concept scores at that sharpness, ``(images, concepts)``, of which
+    the rows and concepts that are needed are read, and never the whole."""
 
     thumbnails: Callable[[Sequence[int]], Iterator[tuple[int, bytes]]] | None = None
     """Rows of images -> ``(row, JPEG bytes)`` of small pictures (96-128 px), in any order. A
     row that cannot be shown may be left out. None builds an atlas without pictures."""
+
+    folds: int = 0
+    """Folds of the training images that ``stability`` was counted over; 0 if it was not."""
 
     def __post_init__(self) -> None:
         needed = {
             "explanations": (self.explanations, EXPLANATION_COLUMNS),
             "scores": (self.scores, SCORE_COLUMNS),
             "concepts": (self.concepts, CONCEPT_COLUMNS),
+            "sharpness": (self.sharpness, SHARPNESS_COLUMNS),
+            "degenerate_concepts": (self.degenerate, DEGENERATE_COLUMNS),
             "images": (self.images, IMAGE_COLUMNS),
         }
         for name, (table, columns) in needed.items():

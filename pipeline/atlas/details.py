@@ -11,9 +11,13 @@ record for each of `NEURONS_PER_SHARD` consecutive neurons of the group:
   band by band as the overview lists the bands, and their activations), and ``sample`` (float16
   activations of the overview's sample of images);
 * ``by``: for each explainer null, or ``status``, ``chosen`` (the chosen length, 0 for none),
-  ``concepts`` (numbers of the concepts used at any length) and ``path``, a list over lengths of
-  ``[length, bias, train correlation, validation correlation, terms, weights, scores]``, where
-  terms index ``concepts`` and scores hold ``[correlation, low, high]`` or null per simulator.
+  ``concepts`` (numbers of the concepts used at any length), ``synonyms`` (for each term of the
+  chosen length the texts that could stand in for it, or null) and ``path``, a list over lengths of
+  ``[length, bias, train correlation, validation correlation, terms, weights, scores, shares,
+  stability, gap]``, where terms index ``concepts``, scores hold ``[correlation, low, high]`` or
+  null per simulator, shares are of the neuron's variance, stability is the share of folds that
+  selected a term again (null where no folds were kept), and gap is validation minus test
+  correlation by the explainer itself.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Float16, Int
 
 from pipeline.atlas.bands import Band, rankings
@@ -135,6 +140,10 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
     bias = significant(explainer.bias[rows])
     train = correlations(explainer.train[rows])
     validation = correlations(explainer.validation[rows])
+    shares = correlations(explainer.term_shares[terms])
+    stability = correlations(explainer.term_stability[terms])
+    gaps = correlations(explainer.gap[rows])
+    synonyms = explainer.synonyms.take(pa.array(rows)).to_pylist()
     scores = correlations(explainer.scores[:, start + place, lengths])
     simulators = explainer.scores.shape[0]
 
@@ -149,6 +158,7 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
                     "status": STATUSES[status],
                     "chosen": int(explainer.chosen[neuron]),
                     "concepts": [],
+                    "synonyms": None,
                     "path": [],
                 }
             )
@@ -164,6 +174,9 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
             numbers.setdefault(concept, len(numbers))
         firsts = [3 * (simulator * len(rows) + row) for simulator in range(simulators)]
         marks = [scores[first : first + 3] for first in firsts]
+        again = stability[end - count : end]
+        if length == record["chosen"]:
+            record["synonyms"] = synonyms[row]
         record["path"].append(
             [
                 length,
@@ -173,6 +186,9 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
                 [numbers[concept] for concept in own],
                 weights[end - count : end],
                 [None if mark[0] is None else mark for mark in marks],
+                shares[end - count : end],
+                None if None in again else again,
+                gaps[row],
             ]
         )
     for record, numbers in zip(records, local, strict=True):

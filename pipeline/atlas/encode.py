@@ -5,9 +5,9 @@ shard is a script of one call, ``atlas.put(key, value)``, and the value is JSON 
 
 Rounding, declared once for the whole atlas:
 
-* correlations: ``CORRELATION_PLACES`` decimal places;
+* correlations and shares: ``CORRELATION_PLACES`` decimal places;
 * weights, biases and statistics of activations: ``SIGNIFICANT_DIGITS`` significant digits;
-* activations and concept scores: the exact float16 that the run recorded.
+* activations: the exact float16 that the run recorded; concept scores: float16.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The overview: the network at a glance, and what every other page needs to know first.
 
 The value of the shard ``overview``. Numbers of neurons, statuses, and for each explainer and
-simulator the distribution of scores, for the network and for each layer.
+simulator the distribution of scores, for the network and for each layer; how sharp the concept
+scores are, and which concepts say nothing of their own.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from core.sharpness import NEARLY
 from pipeline.atlas.bands import Band
 from pipeline.atlas.catalogue import ABSENT, STATUSES, Catalogue, ExplainerCatalogue
 from pipeline.atlas.data import FIT_CHECK, AtlasData
 from pipeline.atlas.details import NEURONS_PER_SHARD
-from pipeline.atlas.encode import plain
+from pipeline.atlas.encode import correlations, plain
 from pipeline.atlas.samples import CONCEPTS_PER_SHARD, IMAGES_PER_SHARD
 
-FORMAT = 1
+FORMAT = 2
 """Version of the atlas's shards; the page refuses others."""
 
 SCORE_BINS = 80
 """Equal bins of scores from -1 to 1."""
 
 TOP_CONCEPTS = 40
+
+NAMED_CONCEPTS = 500
+"""At most so many degenerate concepts of an explainer are named; all are counted."""
 
 
 def overview_of(
@@ -79,6 +84,8 @@ def overview_of(
         "concepts_per_shard": CONCEPTS_PER_SHARD,
         "simulators": list(catalogue.simulators),
         "fit_check": FIT_CHECK,
+        "folds": data.folds,
+        "nearly": NEARLY,
         "explainers": [_explainer(part, catalogue, data) for part in catalogue.explainers],
     }
 
@@ -99,6 +106,8 @@ def _explainer(
         "explained": len(lengths),
         "lengths": np.bincount(lengths, minlength=1)[1:].tolist(),
         "top": _top_concepts(explainer),
+        "sharpness": _sharpness(explainer, catalogue, data),
+        "degenerate": _degenerate(explainer.name, data),
         "scores": [
             {
                 "all": _distribution(scores),
@@ -106,6 +115,42 @@ def _explainer(
             }
             for scores in explainer.chosen_scores()
         ],
+    }
+
+
+def _sharpness(
+    explainer: ExplainerCatalogue, catalogue: Catalogue, data: AtlasData
+) -> dict[str, object]:
+    """Factors in use and each group's place among them; what was tried, sharpest first.
+
+    ``curves`` has for each group the mean validation correlation with each of the factors
+    ``tried``; both are empty where nothing was tried.
+    """
+    rows = [row for row in data.sharpness.to_pylist() if row["explainer"] == explainer.name]
+    found = {(row["layer"], row["pooling"], row["factor"]): row["val_correlation"] for row in rows}
+    tried = sorted({row["factor"] for row in rows}, reverse=True)
+    if all(value is None for value in found.values()):
+        tried = []
+    curves = [
+        correlations(
+            np.array([found.get((g.layer, g.pooling, factor)) for factor in tried], np.float64)
+        )
+        for g in catalogue.groups
+    ]
+    return {
+        "factors": list(explainer.factors),
+        "levels": [int(explainer.level[group.start]) for group in catalogue.groups],
+        "tried": tried,
+        "curves": curves if tried else [],
+    }
+
+
+def _degenerate(name: str, data: AtlasData) -> dict[str, object]:
+    rows = [row for row in data.degenerate.to_pylist() if row["explainer"] == name]
+    kinds = [row["status"] for row in rows]
+    return {
+        "counts": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        "names": [[row["concept"], row["status"], row["same_as"]] for row in rows[:NAMED_CONCEPTS]],
     }
 
 

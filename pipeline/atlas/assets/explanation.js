@@ -1,23 +1,27 @@
-/* One explainer's explanation of one neuron: equation, scores, path of lengths, scatter. */
+/* One explainer's explanation of one neuron: equation, terms, scores, path of lengths, scatter. */
 (function (atlas) {
   "use strict";
 
   const { h, text, format, plots } = atlas;
 
   /** An entry of a path, by name (see pipeline/atlas/details.py). */
-  function entry([length, bias, train, validation, terms, weights, scores], concepts) {
-    return { length, bias, train, validation, concepts: terms.map((t) => concepts[t]), weights, scores };
+  function entry([length, bias, train, validation, terms, weights, scores, shares, stability, gap], concepts) {
+    return {
+      length, bias, train, validation, concepts: terms.map((t) => concepts[t]), weights, scores,
+      shares, stability, gap,
+    };
   }
 
   /**
    * @param overview the overview shard
    * @param number   the explainer's number
+   * @param group    the number of the neuron's layer and pooling
    * @param record   the neuron's explanations by this explainer
    * @param texts    concept texts by concept number
    * @param actual   activations on the sample, or null
    * @param describe place in the sample -> content of a tip
    */
-  atlas.explanationCard = function (overview, number, record, texts, actual, describe) {
+  atlas.explanationCard = function (overview, number, group, record, texts, actual, describe) {
     const explainer = overview.explainers[number];
     const several = overview.explainers.length > 1;
     const title = h("h2", {}, several ? text(explainer.name) : ["Explained by ", text(explainer.name)]);
@@ -32,7 +36,9 @@
     const lengths = path.map((one) => one.length);
     const start = Math.max(0, lengths.indexOf(record.chosen || lengths[lengths.length - 1]));
     const equation = h("div", { class: "equation-box", "aria-live": "polite" });
-    const strip = h("div", { class: "strip-box" });
+    const largest = Math.max(0.01, ...path.flatMap((one) => one.shares).filter((share) => share !== null));
+    const terms = atlas.termsTable(overview.folds, largest);
+    const trouble = h("div", {});
     const scores = h("div", { class: "scores" });
     const label = h("span", { class: "now" });
     const curves = curvesOf(overview, path);
@@ -51,19 +57,20 @@
 
     function show(place) {
       const one = path[place];
-      const terms = one.concepts.map((concept, t) => [texts[concept], one.weights[t]]);
-      equation.replaceChildren(atlas.equation(terms, one.bias, 3, true));
+      const chosen = one.length === record.chosen;
+      const sum = one.concepts.map((concept, t) => [texts[concept], one.weights[t]]);
+      equation.replaceChildren(atlas.equation(sum, one.bias, 3, true));
+      terms.draw(one, texts, chosen ? record.synonyms : null, spreads);
       label.replaceChildren(h("b", {}, format.counted(one.length, "concept")),
-        one.length === record.chosen ? ", the chosen length" : "");
+        chosen ? ", the chosen length" : "");
       reset.hidden = place === start;
       chart.mark(one.length);
       slider.setAttribute("aria-valuetext", format.counted(one.length, "concept"));
       drawScores(scores, overview, one);
-      if (spreads) drawStrip(strip, one, texts, spreads);
       if (sampled && scatter) scatter.draw(predict(one, sampled, actual.length));
     }
 
-    const card = h("article", { class: "explanation" }, title, equation, strip, scores,
+    const card = h("article", { class: "explanation" }, title, equation, terms.element, scores, trouble,
       h("div", { class: "panels" },
         h("div", { class: "panel" },
           h("h3", {}, "Length ", label, " ", reset),
@@ -75,10 +82,11 @@
             text(explainer.name), "\u2019s own concept scores. On the line the prediction is exact."))));
     show(start);
 
-    loadConcepts(overview, number, record.concepts).then((loaded) => {
+    loadConcepts(overview, number, group, record.concepts).then((loaded) => {
       [spreads, sampled] = loaded;
+      atlas.hideTip();
       show(Number(slider.value));
-    }).catch((error) => strip.replaceChildren(h("p", { class: "notice" }, error.message)));
+    }).catch((error) => trouble.replaceChildren(h("p", { class: "notice" }, error.message)));
     return card;
   };
 
@@ -113,27 +121,12 @@
       const check = simulator === overview.fit_check;
       rows.push({
         name: check ? "fit check" : simulator, check, score: one.scores[s],
+        gap: check ? one.gap : null, validation: one.validation,
         note: check ? "by the explainer itself, not a simulation" : "simulator, test images",
       });
     });
     box.replaceChildren(rows.length ? plots.intervals(rows)
       : h("p", { class: "notice" }, "This length has no score on test images."));
-  }
-
-  /** How much each term moves the prediction: |weight| x spread of the concept's score. */
-  function drawStrip(box, one, texts, spreads) {
-    const effects = one.concepts.map((concept, t) => Math.abs(one.weights[t]) * (spreads.get(concept) || 0));
-    const sum = effects.reduce((total, effect) => total + effect, 0);
-    if (!(sum > 0)) { box.replaceChildren(); return; }
-    box.replaceChildren(h("div", { class: "strip", role: "list", "aria-label": "Share of each term in the prediction" },
-      effects.map((effect, t) => atlas.tip(h("span", {
-        role: "listitem", tabindex: 0, class: one.weights[t] < 0 ? "negative" : "positive",
-        style: `flex-grow:${Math.max(effect / sum, 0.004)}`,
-        "aria-label": `${texts[one.concepts[t]]}: ${format.percent(effect / sum)}`,
-      }, effect / sum > 0.09 ? text(texts[one.concepts[t]]) : ""), () => [
-        h("p", {}, text(texts[one.concepts[t]])),
-        h("p", { class: "faint" }, `${format.percent(effect / sum)} of the terms\u2019 movement: |weight| \u00d7 spread of the concept score = ${format.value(effect)}`),
-      ]))));
   }
 
   function predict(one, sampled, count) {
@@ -145,16 +138,19 @@
     return predicted;
   }
 
-  async function loadConcepts(overview, number, concepts) {
+  /** Spread and scores of concepts, at the sharpness of the neuron's layer. */
+  async function loadConcepts(overview, number, group, concepts) {
     const size = overview.concepts_per_shard;
+    const level = overview.explainers[number].sharpness.levels[group];
     const wanted = [...new Set(concepts.map((concept) => Math.floor(concept / size)))];
     const shards = new Map(await Promise.all(wanted.map(async (shard) =>
-      [shard, await atlas.load(`concepts/${number}/${shard}`)])));
+      [shard, await atlas.load(`concepts/${number}/${level}/${shard}`)])));
     const spreads = new Map(), sampled = new Map();
     for (const concept of concepts) {
       const shard = shards.get(Math.floor(concept / size));
-      spreads.set(concept, shard.spread[concept % size]);
-      sampled.set(concept, atlas.half(shard.scores[concept % size]));
+      const place = shard.concepts.indexOf(concept);
+      spreads.set(concept, shard.spread[place]);
+      sampled.set(concept, atlas.half(shard.scores[place]));
     }
     return [spreads, sampled];
   }

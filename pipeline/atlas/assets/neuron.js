@@ -34,11 +34,11 @@
     const explained = by.some(([one]) => one.path.length);
     const status = by.length ? (by.find(([one]) => one.status === "ok") || by[0])[0].status : "absent";
     const cards = explained
-      ? by.map(([one, e]) => atlas.explanationCard(overview, e, one, shard.concepts[e], sample, describeSample))
+      ? by.map(([one, e]) => atlas.explanationCard(overview, e, found.group, one, shard.concepts[e], sample, describeSample))
       : [h("p", { class: "notice large" }, h("b", {}, status === "ok" ? "no explanation" : status), ": ",
         status === "ok" ? "no concept predicts this neuron." : `${atlas.statusText[status]}.`)];
     main.replaceChildren(head(overview, found), h("div", { class: "neuron-page" },
-      h("div", { class: "explanations" }, cards),
+      h("div", { class: "explanations" }, cards, explained && atlas.termsNote(overview.folds)),
       h("div", { class: "evidence" },
         values && (values.max > values.min
           ? [bandsOf(overview, values, about), distribution(overview, values)]

@@ -15,6 +15,7 @@
         h("p", { class: "summary" }, summary(overview, total, layers)),
         tiles(overview)),
       explainers.length > 0 && overview.simulators.length > 0 ? byLayer(overview) : "",
+      atlas.sharpness(overview),
       h("div", { class: "columns" }, explainers.map((explainer) => concepts(overview, explainer))),
       h("div", { class: "columns" },
         h("section", {}, h("h2", {}, "Lengths of explanations"),
@@ -131,7 +132,24 @@
         signed ? [h("span", { class: "key first" }, "raises"), " or ", h("span", { class: "key second" }, "lowers"),
           " the activation of so many neurons."] : "Bars count neurons."),
       rows.length ? charts.bars(rows, (row) => format.count(row.parts[0] + row.parts[1]))
-        : h("p", { class: "notice" }, "No explanation uses a concept."));
+        : h("p", { class: "notice" }, "No explanation uses a concept."),
+      degenerate(explainer));
+  }
+
+  /** Concepts that a list could do without, folded away. */
+  function degenerate(explainer) {
+    const { counts, names } = explainer.degenerate;
+    const total = Object.values(counts).reduce((sum, count) => sum + count, 0);
+    if (!total) return h("p", { class: "aside" }, "Every active concept says something that no other says.");
+    const why = ([, status, same]) => status === "constant" ? "constant"
+      : status === "duplicate" ? ["the same as ", text(same || "another")] : "a sum of others";
+    return h("details", { class: "degenerate" },
+      h("summary", {}, `${format.counted(total, "concept")} ${total === 1 ? "says" : "say"} nothing that others do not say`),
+      h("p", { class: "aside" },
+        "On the training images their scores do not vary, repeat those of another concept, or are a weighted sum of several others. A search never takes such a concept beside those that it repeats."),
+      h("ul", {}, names.map((one) => h("li", {}, h("b", {}, text(one[0])), h("span", {}, why(one))))),
+      names.length < total && h("p", { class: "aside" },
+        `and ${format.count(total - names.length)} more, in degenerate_concepts.parquet.`));
   }
 
   function statuses(overview, total) {

@@ -72,7 +72,8 @@
     return { element, legend, mark, inset: [left / WIDTH, right / WIDTH] };
   };
 
-  /** Scores with their intervals on one axis; rows are {name, note, score: [r, low, high], check}. */
+  /** Scores with their intervals on one axis; rows are {name, note, score: [r, low, high],
+   * check, gap, validation}; gap is validation minus test, or null. */
   plots.intervals = function (rows) {
     const ends = rows.flatMap((row) => row.score).filter((value) => value !== null);
     const low = Math.min(0, Math.floor(Math.min(...ends) * 5) / 5);
@@ -91,10 +92,20 @@
           h("span", { class: "point", style: `left:${at(value)}%` })),
         h("p", { class: "figure" },
           h("b", {}, format.score(value)),
-          span && h("span", { class: "ends" }, ` ${format.score(from)} to ${format.score(to)}`)));
+          span && h("span", { class: "ends" }, ` ${format.score(from)} to ${format.score(to)}`),
+          row.gap !== null && row.gap !== undefined && gapOf(row)));
     }), h("div", { class: "score-axis", "aria-hidden": "true" }, marks.map((mark) =>
       h("span", { style: `left:${at(mark)}%` }, format.score(mark, 1)))));
   };
+
+  /** How much better validation looked than test. */
+  function gapOf(row) {
+    const amount = format.score(Math.abs(row.gap));
+    const none = Number(amount) === 0;
+    const [sign, side] = none ? ["", "more"] : row.gap < 0 ? ["\u2212", "less"] : ["+", "more"];
+    return atlas.tip(h("span", { class: "gap", tabindex: 0 }, `selection gap ${sign}${amount}`), () => h("p", {},
+      `On validation images the correlation is ${format.score(row.validation)}: ${none ? "as much as" : `${amount} ${side} than`} on test images. Where validation images had a part in choosing, a gap above 0 is its price.`));
+  }
 
   /**
    * Predicted against actual activation.

@@ -51,12 +51,13 @@ class Planted(nn.Module):
         self.neurons.bias = nn.Parameter(shift)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Activations (batch, neurons) of images (batch, 3, height, width)."""
         out: torch.Tensor = self.neurons(self.cells(images[:, :1]).flatten(1))
         return out
 
 
 def network() -> tuple[nn.Module, transforms.Compose]:
-    """Factory for ``python:planted_network:network``."""
+    """Factory for ``python:pipeline.planted:network``."""
     crop = transforms.CenterCrop((ROWS * CELL, COLUMNS * CELL))
     return Planted(), transforms.Compose([crop, transforms.ToTensor()])
 
@@ -89,7 +90,7 @@ def config(folder: Path, **sections: object) -> dict[str, object]:
     base: dict[str, object] = {
         "images": {"path": str(folder / "images")},
         "target": {
-            "model": "python:planted_network:network",
+            "model": "python:pipeline.planted:network",
             "layers": ["neurons"],
             "dtype": "float32",
         },

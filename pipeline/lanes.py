@@ -1,0 +1,236 @@
+"""Recording a lane of shards into moments: what an actor does where only test images are kept.
+
+The shards of a lane come to one actor in their order. Each is recorded as anywhere else; rows of test
+images are written, and rows of the others are added to sums that stay in the actor, on its GPU if it has
+one. On a CPU the sums are those of `pipeline.moments`, batch for batch and bit for bit. On a GPU concept
+scores are made there too, and differ from the stored path by rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from core.errors import RecordingError
+from core.moment_sums import MomentSum
+from core.moments import ConceptMoments, CrossMoments
+from pipeline.engine import Workers
+from pipeline.expected import ACTIVATIONS, QUARANTINE
+from pipeline.explainers import ImageScores
+from pipeline.moments import ROWS, Block, named_arrays
+from pipeline.plan import ClipPlan, TargetPlan
+from pipeline.scorers import GpuScorer, Scorer
+from pipeline.scores import Shards
+from pipeline.shards import RecordShard
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True)
+class Sought:
+    """The moments that are taken for one explainer."""
+
+    explainer: str
+    table: str | None
+    """Table of the image embeddings that its scores are made from; None where they are known."""
+    texts: str | None
+    """npz of the embeddings of all its concepts; None where scores are known."""
+    slope: float
+    shift: float
+    positions: np.ndarray
+    """Positions of the concepts of the moments in its list, ascending."""
+    blocks: Sequence[Block]
+
+
+class RecordLane(RecordShard):
+    """Holds the models and the sums; takes the shards of one lane after the other."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        targets: Mapping[str, TargetPlan],
+        clips: Mapping[str, ClipPlan],
+        workers: Workers,
+        dtype: str,
+        batch_size: int | Literal["auto"],
+        shards: Shards,
+        sought: Sequence[Sought],
+        *known: ImageScores,
+    ) -> None:
+        super().__init__(folder, targets, clips, workers, dtype, batch_size, keep="test")
+        self.shards, self.sought = shards, list(sought)
+        scores = iter(known)
+        self.scorers: list[Scorer | _Known] = [
+            _scorer(folder, one, workers.device) if one.table else _Known(next(scores), one)
+            for one in self.sought
+        ]
+        self.device = workers.device
+        self._expected = 0
+        self._sums: list[_Sums] = []
+        self._batches = Batches(())
+
+    def begin(self, first: int) -> None:
+        """Forget what was summed, and wait for the shards from this one on."""
+        self._sums = []  # before new ones are made: a GPU may hold only one set
+        self._sums = [_Sums(one, self.device) for one in self.sought]
+        self._batches = Batches(self.shards.subsets)
+        self._expected = first
+
+    def add(self, block: pa.Table, last: bool) -> dict[str, Any]:
+        """Record one shard: write its test rows, add the others; returns figures for the ledger.
+
+        Raises:
+            RecordingError: A shard out of its turn.
+        """
+        number = block["shard"][0].as_py()
+        if number != self._expected:
+            raise RecordingError(
+                f"shard {number} came where {self._expected} was expected: a fault in streaming"
+            )
+        self._expected += 1
+        parts: dict[str, str] = json.loads(block["parts"][0].as_py())
+        images, bad, written = self.usable(number, block, parts[QUARANTINE])
+        splits = images["split"].to_numpy()
+        image_ids = images["image_id"].to_pylist()
+        test = splits == "test"
+        begun = time.perf_counter()
+        needed = {ACTIVATIONS, *(one.table for one in self.sought if one.table)}
+        views = self.pixels(images)
+        rows: dict[str, np.ndarray] = {}
+        overflowed, write = 0, 0.0
+        for table in [*needed, *(t for t in parts if t not in (*needed, QUARANTINE))]:
+            whole = table in needed
+            seen = views if whole else {key: pixels[test] for key, pixels in views.items()}
+            columns, beyond = self.columns(table, seen)
+            overflowed += beyond
+            if whole:
+                rows |= columns if table == ACTIVATIONS else {table: columns["embedding"]}
+            if table in parts:
+                started = time.perf_counter()
+                kept = {name: values[test] if whole else values for name, values in columns.items()}
+                written += self.write(parts[table], images["image_id"].filter(pa.array(test)), kept)
+                write += time.perf_counter() - started
+        for one, scorer in zip(self.sought, self.scorers, strict=True):
+            if isinstance(scorer, _Known):
+                rows[_known_rows(one)] = scorer.of(image_ids)
+        recorded = time.perf_counter()
+        masks = {s: self.shards.inside(image_ids, splits, s) for s in self.shards.subsets}
+        for subset, batch in self._batches.add(rows, masks, last):
+            for scorer, total in zip(self.scorers, self._sums, strict=True):
+                total.add(subset, scorer, batch)
+        return {
+            "images": len(splits),
+            "quarantined": bad,
+            "overflowed": overflowed,
+            "bytes": written,
+            "infer_seconds": recorded - begun - write,
+            "write_seconds": write,
+            "sum_seconds": time.perf_counter() - recorded,
+        }
+
+    def finish(self, names: Sequence[Sequence[str]]) -> int:
+        """Write the lane's files of every explainer, block by block; returns their bytes."""
+        written = 0
+        for total, files in zip(self._sums, names, strict=True):
+            for name, moments in zip(files, total.taken(), strict=True):
+                written += self.folder.write_arrays(name, **named_arrays(moments))
+        self._sums = []
+        return written
+
+
+class Batches:
+    """Gathers rows shard by shard and gives them out in the batches of the stored path."""
+
+    def __init__(self, subsets: Sequence[str]) -> None:
+        self._gathered: dict[str, list[dict[str, np.ndarray]]] = {s: [] for s in subsets}
+
+    def add(
+        self, rows: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], last: bool
+    ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Take the rows of a shard; for each subset, give those so far once there are enough.
+
+        Args:
+            rows: Arrays by name, all of the same images.
+            masks: For each subset, which images belong to it.
+            last: Whether no more shards come, so that what there is must do.
+        """
+        for subset, gathered in self._gathered.items():
+            inside = masks[subset]
+            gathered.append({name: values[inside] for name, values in rows.items()})
+            if last or sum(len(next(iter(some.values()))) for some in gathered) >= ROWS:
+                batch = {name: np.concatenate([g[name] for g in gathered]) for name in rows}
+                gathered.clear()
+                yield subset, batch
+
+
+class _Sums:
+    """The sums of all blocks of one explainer."""
+
+    def __init__(self, sought: Sought, device: str) -> None:
+        self.sought = sought
+        concepts = len(sought.positions)
+        self._sums: list[MomentSum | None] = [
+            MomentSum(concepts, block.column.neurons if block.column else None, device)
+            for block in sought.blocks
+        ]
+
+    def add(self, subset: str, scorer: Scorer | _Known, batch: Mapping[str, np.ndarray]) -> None:
+        """Add images of a subset to its blocks."""
+        levels = scorer.levels(batch[self.sought.table or _known_rows(self.sought)])
+        for factor in {block.factor for block in self.sought.blocks}:
+            scores = scorer.scores(levels, factor)
+            for block, total in zip(self.sought.blocks, self._sums, strict=True):
+                if (block.factor, block.subset) != (factor, subset):
+                    continue
+                assert total is not None
+                if block.column is None:
+                    total.add(scores)
+                else:
+                    total.add(scores, batch[block.column.name])
+
+    def taken(self) -> Iterator[ConceptMoments | CrossMoments]:
+        """The moments, block by block; each sum is let go once it is read."""
+        for place, block in enumerate(self.sought.blocks):
+            total, self._sums[place] = self._sums[place], None
+            assert total is not None
+            if block.column is None:
+                yield ConceptMoments.from_sum(total)
+            else:
+                yield CrossMoments.from_sum(total)
+
+
+def _known_rows(sought: Sought) -> str:
+    """Key of an explainer's known scores among the rows of a shard."""
+    return f"score/{sought.explainer}"
+
+
+class _Known:
+    """Looks scores up that are known beforehand."""
+
+    def __init__(self, source: ImageScores, sought: Sought) -> None:
+        self._source, self._positions = source, sought.positions
+
+    def of(self, image_ids: list[str]) -> np.ndarray:
+        """Scores of the concepts of the moments on these images."""
+        return self._source.of(image_ids)[:, self._positions]
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        """The scores themselves, in single precision."""
+        return values.astype(np.float32)
+
+    def scores(self, levels: np.ndarray, _factor: float) -> np.ndarray:
+        """Known scores have one sharpness alone."""
+        return levels
+
+
+def _scorer(folder: Folder, sought: Sought, device: str) -> Scorer:
+    assert sought.texts is not None
+    texts = folder.read_arrays(sought.texts)["embedding"][sought.positions]
+    made = Scorer if device == "cpu" else partial(GpuScorer, device=device)
+    return made(texts, sought.slope, sought.shift)

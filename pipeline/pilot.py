@@ -1,0 +1,152 @@
+"""The pilot: a sample of the images, recorded first, that says what moments to take of all of them.
+
+Moments that are taken while images pass by need to be told beforehand which concepts are active and how
+sharp their scores should be. Both are decided here, by the code that decides them where all images are
+kept, on the sample that the sharpness is chosen with anyway: where that is every training and validation
+image, the answers are the same. The sample's recordings are deleted when the moments are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from core.splits import in_sample
+from pipeline.concepts import (
+    activity_rows,
+    embed_texts,
+    known_activity_rows,
+    score_tables,
+)
+from pipeline.config import RecordingsConfig
+from pipeline.engine import Workers
+from pipeline.expected import (
+    ACTIVATIONS,
+    CONCEPTS,
+    IMAGES,
+    QUARANTINE,
+    SHARPNESS,
+    Expected,
+    embeddings_table,
+    expect,
+    scores_table,
+    table_path,
+)
+from pipeline.explainers import ExplainerPlan
+from pipeline.plan import Plan, cut_shards
+from pipeline.rundir import Run
+from pipeline.scores import active_positions, explainer_source, shards_of
+from pipeline.screening import screened
+from pipeline.sharpen import IMAGES_TRIED, sharpen
+from pipeline.stream import record_tables
+
+FOLDER = "recordings/pilot"
+
+
+class Pilot:
+    """A small run within the run, of a sample of its training and validation images."""
+
+    def __init__(self, run: Run, plan: Plan, workers: Workers, dtype: str) -> None:
+        self._whole, self._whole_plan = run, plan
+        self._workers, self._dtype = workers, dtype
+        self.run = Run(run.folder.path(FOLDER))
+        self._recorded: tuple[Plan, Expected] | None = None
+
+    def decide(self, expected: Expected) -> None:
+        """Commit which concepts are active, and the sharpness of each layer, unless they are known."""
+        run, plan = self._whole, self._whole_plan
+        made = {table: expected.tables[table] for table in (CONCEPTS, SHARPNESS)}
+        if all(run.is_fresh(table, fingerprint) for table, fingerprint in made.items()):
+            return
+        run.withdraw(SHARPNESS)
+        own, own_expected = self.recorded()
+        if not run.is_fresh(CONCEPTS, made[CONCEPTS]):
+            unusable = set(self.run.read(QUARANTINE, ["image_id"])["image_id"].to_pylist())
+            rows = [
+                activity_rows(self.run, e)
+                if e.kind == "open_clip"
+                else known_activity_rows(plan, e, unusable)
+                for e in plan.explainers
+            ]
+            run.write(CONCEPTS, "concepts.parquet", pa.concat_tables(rows), made[CONCEPTS])
+        rows_of_all = run.read(CONCEPTS)
+        self.run.write(CONCEPTS, "concepts.parquet", rows_of_all, own_expected.tables[CONCEPTS])
+        sharpen(self.run, own, own_expected)
+        table = self.run.read(SHARPNESS)
+        run.write(SHARPNESS, "sharpness.parquet", table, made[SHARPNESS])
+
+    def positions(self, explainer: ExplainerPlan, most: int) -> np.ndarray:
+        """Positions of the concepts that an explainer's moments keep, ascending."""
+        active = active_positions(self._whole, explainer.name)
+        if len(active) <= most:
+            return active
+        own, _ = self.recorded()
+        source = explainer_source(self.run, own, explainer)
+        return screened(self.run, own, explainer, source, shards_of(self.run, own), active)
+
+    def recorded(self) -> tuple[Plan, Expected]:
+        """Record and score the sample, as far as that is not done."""
+        if self._recorded is None:
+            own = _sampled(self._whole_plan)
+            expected = expect(own, self._dtype)
+            facts: dict[str, Any] = {"rows": 0, "bytes": 0}
+            record_tables(self.run, own, expected, self._workers, self._dtype, facts, "pilot")
+            self._share_texts(own.explainers)
+            score_tables(self.run, own, expected, facts)
+            self._recorded = own, expected
+        return self._recorded
+
+    def _share_texts(self, explainers: Sequence[ExplainerPlan]) -> None:
+        """Embed concept texts once, for the run and for its pilot."""
+        for explainer in explainers:
+            if explainer.kind == "open_clip":
+                clip = self._whole_plan.clips[explainer.name]
+                name = embed_texts(self._whole, clip, explainer.concepts)
+                if not self.run.folder.exists(name):
+                    self.run.folder.write(name, self._whole.folder.read(name))
+
+    def discard(self) -> None:
+        """Delete the sample's recordings: what they were for has been decided."""
+        plan = self._whole_plan
+        tables = [QUARANTINE, IMAGES, ACTIVATIONS]
+        tables += [embeddings_table(name) for name in plan.clips]
+        tables += [scores_table(explainer.name) for explainer in plan.explainers]
+        for table in tables:
+            self.run.prune(table_path(table), [])
+        folder = self.run.folder
+        for name in folder.names("recordings/texts"):
+            folder.delete(f"recordings/texts/{name}")
+        whole = (CONCEPTS, SHARPNESS, QUARANTINE)
+        for name in ("manifest.json", "ledger.json", *(f"{table}.parquet" for table in whole)):
+            folder.delete(name)
+
+
+def _sampled(plan: Plan) -> Plan:
+    """The same plan for the sample alone, everything of which is kept; its simulators are left out."""
+    config = plan.config
+    splits = plan.index.rows["split"].to_pylist()
+    used = np.array(splits) != "test"
+    share = min(1.0, IMAGES_TRIED / max(1, int(used.sum())))
+    image_ids = plan.index.rows["image_id"].to_pylist()
+    drawn = used & np.array(in_sample(image_ids, share, config.images.split.seed))
+    rows = pa.array(np.flatnonzero(drawn))
+    attributes = plan.index.attributes
+    index = replace(
+        plan.index,
+        rows=plan.index.rows.take(rows).combine_chunks(),
+        attributes=attributes.take(rows).combine_chunks() if attributes.num_columns else attributes,
+    )
+    # The limit on images that cannot be used is for all images, not for a sample.
+    recordings = RecordingsConfig(shard_size=config.recordings.shard_size, max_quarantined=1.0)
+    explained = {explainer.name for explainer in plan.explainers}
+    return replace(
+        plan,
+        config=config.model_copy(update={"recordings": recordings, "simulators": []}),
+        index=index,
+        shards=cut_shards(index, recordings.shard_size),
+        clips={name: clip for name, clip in plan.clips.items() if name in explained},
+    )

@@ -1,0 +1,331 @@
+"""Recording in a stream: shards of images through decode tasks to recording actors.
+
+Ray Data streams the rows of the index, one block a shard, through decode tasks on CPUs to recording
+actors, which hold the target and every vision-language model. An actor writes each table's part of
+a shard whole, so that what is done can be seen from one listing, and a shard that is lost with its
+worker is recorded again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from actors.views import View
+from core.errors import NeuroscribeError, StoppedEarly, ThresholdError
+from pipeline.concepts import kept_images
+from pipeline.engine import Workers, data_context, run_tasks
+from pipeline.expected import (
+    ACTIVATIONS,
+    IMAGES,
+    QUARANTINE,
+    Expected,
+    embeddings_table,
+    table_path,
+)
+from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, Plan, Shard, TargetPlan
+from pipeline.progress import Progress
+from pipeline.rundir import Run
+from pipeline.shards import PADDING, DecodeShard, RecordShard
+from pipeline.storage import Folder
+
+#: Shards whose rows of the images table one task writes.
+LANE = 64
+
+
+def record_tables(
+    run: Run,
+    plan: Plan,
+    expected: Expected,
+    workers: Workers,
+    dtype: str,
+    facts: dict[str, Any],
+    label: str = "record",
+) -> None:
+    """Record the parts of tables that are not there, and commit the tables.
+
+    Progress is shown under a label, and what it has cost is added to the facts.
+
+    Raises:
+        ThresholdError: More images cannot be used than the configuration allows.
+        StoppedEarly: The cluster was lost.
+    """
+    pending = pending_shards(run, plan, expected)
+    withdraw_pending(run, pending)
+    bad = read_quarantine(run, expected)
+    refuse_above(run, plan, bad.num_rows)
+    if pending:
+        try:
+            _stream(run, plan, workers, dtype, expected, pending, bad.num_rows, facts, label)
+        finally:
+            bad = read_quarantine(run, expected)
+            run.folder.write_table("quarantine.parquet", bad)
+    refuse_above(run, plan, bad.num_rows)
+    _write_images(run, plan, expected)
+    _commit(run, plan, expected, bad)
+
+
+def withdraw_pending(run: Run, pending: Mapping[int, list[str]]) -> None:
+    """Take tables out of the manifest of which parts are about to be made."""
+    for table in {table for tables in pending.values() for table in tables}:
+        run.withdraw(table)
+
+
+def decoded_tables(plan: Plan) -> list[str]:
+    """Tables whose parts need the pixels: what cannot be used, and what each model makes of them."""
+    return [QUARANTINE, ACTIVATIONS, *(embeddings_table(name) for name in plan.clips)]
+
+
+def missing_parts(run: Run, table: str, expected: Expected) -> list[int]:
+    """Numbers of the shards that lack their part of a table."""
+    there = set(run.part_files(table_path(table)))
+    names = (name.rsplit("/", 1)[-1] for name in expected.parts[table])
+    return [number for number, name in enumerate(names) if name not in there]
+
+
+def pending_shards(run: Run, plan: Plan, expected: Expected) -> dict[int, list[str]]:
+    """Shards that need decoding, with the tables whose parts they lack."""
+    pending: dict[int, list[str]] = {}
+    for table in decoded_tables(plan):
+        for number in missing_parts(run, table, expected):
+            pending.setdefault(number, []).append(table)
+    return dict(sorted(pending.items()))
+
+
+def read_quarantine(run: Run, expected: Expected) -> pa.Table:
+    """Every image that is known to be unusable so far."""
+    lacking = set(missing_parts(run, QUARANTINE, expected))
+    names = [n for number, n in enumerate(expected.parts[QUARANTINE]) if number not in lacking]
+    schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
+    parts = (run.folder.read_table(name).cast(schema) for name in names)
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def refuse_above(run: Run, plan: Plan, bad: int) -> None:
+    """Stop when more images cannot be used than the configuration allows."""
+    share, images = plan.config.recordings.max_quarantined, plan.index.rows.num_rows
+    if bad > share * images:
+        raise ThresholdError(
+            f"{bad:,} of {images:,} images cannot be used, more than recordings.max_quarantined "
+            f"({share:g}) allows; {run.folder.path('quarantine.parquet')} lists them with reasons; "
+            "mend the images or raise the limit"
+        )
+
+
+def _stream(
+    run: Run,
+    plan: Plan,
+    workers: Workers,
+    dtype: str,
+    expected: Expected,
+    pending: Mapping[int, list[str]],
+    bad: int,
+    facts: dict[str, Any],
+    label: str,
+) -> None:
+    """Run the pending shards through decode tasks and recording actors."""
+    size, keep = plan.config.recordings.shard_size, plan.config.recordings.keep
+    models = models_of(plan, {table for tables in pending.values() for table in tables})
+    data_context(size * (models.image_bytes + 1024))
+    todo = [plan.shards[number] for number in pending]
+    parts = {
+        number: {table: expected.parts[table][number] for table in (QUARANTINE, *tables)}
+        for number, tables in pending.items()
+    }
+    lacked = {number for number, tables in pending.items() if QUARANTINE in tables}
+    progress = record_progress(run, plan, pending, label)
+    blocks = []
+    for shard in todo:
+        rows = rows_of(plan, shard)
+        if keep != "all" and shard.number not in lacked:
+            # Which images can be used is known: no other need be decoded than those that are kept.
+            kept = rows.filter(pc.equal(rows["split"], keep))
+            rows = kept if kept.num_rows else rows.slice(0, 1)
+        blocks.append(_padded(block_of(rows, shard, parts[shard.number]), size))
+    stages = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            DecodeShard(models.views),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            # Declared for admission; it also keeps Ray Data from fusing decoding into the actors.
+            memory=3 * size * models.image_bytes,
+        )
+        .map_batches(
+            RecordShard,
+            fn_constructor_kwargs={
+                "folder": run.folder,
+                "targets": models.targets,
+                "clips": models.clips,
+                "workers": workers,
+                "dtype": dtype,
+                "batch_size": plan.config.target.batch_size,
+                "keep": keep,
+            },
+            compute=ray.data.ActorPoolStrategy(size=min(workers.actors, len(todo))),
+            batch_size=size,
+            batch_format="pyarrow",
+            num_gpus=workers.gpus or None,
+            num_cpus=1,
+        )
+    )
+    for row in _reported(stages):
+        count(facts, row)
+        bad += row["quarantined"] if row["shard"] in lacked else 0
+        refuse_above(run, plan, bad)
+        shard = plan.shards[row["shard"]]
+        progress.advance(shard.stop - shard.start)
+    progress.close(f"{bad:,} quarantined" if bad else "")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that some tables need, by table."""
+
+    targets: dict[str, TargetPlan]
+    clips: dict[str, ClipPlan]
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What images are laid out for, by key."""
+        plans: list[TargetPlan | ClipPlan] = [*self.targets.values(), *self.clips.values()]
+        return {p.preprocess.view.key: p.preprocess.view for p in plans}
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of a decoded image."""
+        return sum(_view_bytes(view) for view in self.views.values())
+
+
+def models_of(plan: Plan, tables: Collection[str]) -> Models:
+    """The models that make these tables."""
+    targets = {ACTIVATIONS: plan.target} if ACTIVATIONS in tables else {}
+    named = {embeddings_table(name): clip for name, clip in plan.clips.items()}
+    return Models(targets, {table: clip for table, clip in named.items() if table in tables})
+
+
+def record_progress(run: Run, plan: Plan, shards: Iterable[int], label: str = "record") -> Progress:
+    """Progress over all images, of which those of some shards are yet to come."""
+    progress = Progress(
+        label,
+        plan.index.rows.num_rows,
+        "images",
+        keep=lambda done, total: run.note("record", progress=f"{done:,} of {total:,} images"),
+    )
+    todo = sum(plan.shards[number].stop - plan.shards[number].start for number in shards)
+    progress.resume_from(plan.index.rows.num_rows - todo)
+    return progress
+
+
+def count(facts: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Add what an actor reports of a shard to the facts of the stage."""
+    facts["rows"] += row["images"]
+    facts["bytes"] += row["bytes"]
+    facts["overflowed"] = facts.get("overflowed", 0) + row["overflowed"]
+    for key in (key for key in row if key.endswith("_seconds")):
+        facts[key] = round(facts.get(key, 0.0) + row[key], 3)
+
+
+def _view_bytes(view: View) -> int:
+    return int(np.prod(view.shape)) * (4 if view.whole else 1)
+
+
+def _reported(dataset: Any) -> Iterable[dict[str, Any]]:
+    """The rows that the actors report, with errors of our own as they were raised."""
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayTaskError as error:
+        raise own_error(error) from None
+    except ray.exceptions.RayError as error:
+        raise StoppedEarly(
+            f"the cluster lost its workers ({error}); run again to resume"
+        ) from error
+
+
+def own_error(error: BaseException) -> BaseException:
+    """The error of ours inside what Ray wrapped around it, or else Ray's own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NeuroscribeError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+def rows_of(plan: Plan, shard: Shard) -> pa.Table:
+    """The index's rows of a shard."""
+    return plan.index.rows.slice(shard.start, shard.stop - shard.start)
+
+
+def block_of(rows: pa.Table, shard: Shard, parts: Mapping[str, str]) -> pa.Table:
+    """Rows of one shard as actors take them; the first carries the names of the parts, as JSON."""
+    numbers = pa.array([shard.number] * rows.num_rows, pa.int32())
+    todo = pa.array([json.dumps(parts)] + [None] * (rows.num_rows - 1), pa.string())
+    return rows.append_column("shard", numbers).append_column("parts", todo).combine_chunks()
+
+
+def _padded(block: pa.Table, size: int) -> pa.Table:
+    """A block filled up with padding, so that every block has the same length."""
+    missing = size - block.num_rows
+    if not missing:
+        return block
+    empty = pa.Table.from_pylist([{"shard": PADDING}] * missing, schema=block.schema)
+    return pa.concat_tables([block, empty]).combine_chunks()
+
+
+def _write_images(run: Run, plan: Plan, expected: Expected) -> None:
+    """Write the parts of the images table: the rows of the index that are not in quarantine."""
+    jobs = [
+        (
+            expected.parts[IMAGES][number],
+            expected.parts[QUARANTINE][number],
+            rows_of(plan, shard).select(["image_id", "path", "split", "label"]).combine_chunks(),
+        )
+        for number, shard in ((n, plan.shards[n]) for n in missing_parts(run, IMAGES, expected))
+    ]
+    if jobs:
+        run.withdraw(IMAGES)
+    calls = [(run.folder, jobs[start : start + LANE]) for start in range(0, len(jobs), LANE)]
+    for _ in run_tasks(_derive_images, calls):
+        pass
+
+
+def _derive_images(folder: Folder, jobs: Sequence[tuple[str, str, pa.Table]]) -> None:
+    for name, quarantine, rows in jobs:
+        bad = folder.read_table(quarantine, ["image_id"])["image_id"].combine_chunks()
+        folder.write_table(name, rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=bad))))
+
+
+def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
+    """Name the finished tables in the manifest and drop parts that are stale."""
+    for table, made in expected.of_stage("record").items():
+        run.prune(table_path(table), expected.parts[table])
+        if run.is_fresh(table, made):
+            continue
+        if table == QUARANTINE:
+            run.write(QUARANTINE, "quarantine.parquet", bad, made)
+        else:
+            used = plan.index.rows.num_rows - bad.num_rows
+            kept = used if table == IMAGES else kept_images(run, plan, ["split"]).num_rows
+            run.commit(table, table_path(table), made, kept)
+
+
+def refuse_small_splits(run: Run) -> None:
+    """Refuse to go on with a split of which too few images can be used."""
+    splits = run.read(IMAGES, ["split"])["split"].value_counts().to_pylist()
+    counts = {entry["values"]: entry["counts"] for entry in splits}
+    for split in ("train", "val", "test"):
+        if counts.get(split, 0) < MIN_SPLIT_IMAGES:
+            raise ThresholdError(
+                f"{counts.get(split, 0)} images of the {split} split can be used, expected at least "
+                f"{MIN_SPLIT_IMAGES}; {run.folder.path('quarantine.parquet')} says why the others "
+                "cannot"
+            )

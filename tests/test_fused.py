@@ -1,0 +1,347 @@
+"""Moments that are taken while images are recorded, with rows of test images alone on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+import yaml
+
+import pipeline.lanes
+import pipeline.moments
+from core.errors import ConfigError
+from pipeline import planted as planted_network
+from pipeline.columns import matrix
+from pipeline.config import parse_config
+from pipeline.engine import Workers
+from pipeline.fused import refuse_beyond_memory
+from pipeline.plan import prepare
+from pipeline.run import STAGES, execute
+from pipeline.rundir import Run
+from pipeline.scorers import GpuScorer, Scorer
+from pipeline.scores import explainer_source, read_rows, shards_of
+
+TESTS = Path(__file__).parent
+MODELS = TESTS.parent / "pipeline/demo/models"
+IMAGES, SHARD, LANE = 300, 10, 12
+BEFORE_ATLAS = STAGES[:-1]
+RESULTS = ("paths", "explanations", "scores", "sharpness", "degenerate_concepts", "quarantine")
+RECORDED = ("activations", "embeddings/clip", "embeddings/clip-b", "concept_scores/cells")
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_lanes() -> Iterator[None]:
+    """Lanes of 12, 12 and 6 shards; how long they are is decided in this process alone."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pipeline.moments, "LANE", LANE)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fused")
+    planted_network.write_images(path, IMAGES)
+    (path / "list.txt").write_text("a red circle\na blue square\na green triangle\nstripes\ndots\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bad(folder: Path) -> str:
+    """An image of the training split that cannot be read."""
+    index = prepare(parse_config(sections(folder), base=TESTS)).index.rows
+    image_id: str = index.filter(pc.equal(index["split"], "train"))["image_id"][7].as_py()
+    (folder / "images" / image_id).write_bytes(b"not an image")
+    return image_id
+
+
+def sections(folder: Path, keep: str = "all", **more: Any) -> dict[str, Any]:
+    """Table and model as explainers, and a simulator."""
+    calibration = {"a": 8.0, "b": 0.05}
+    base = planted_network.config(folder)
+    clip = {
+        "name": "clip",
+        "kind": "open_clip",
+        "model": f"local-dir:{MODELS / 'explainer'}",
+        "concepts": str(folder / "list.txt"),
+        "calibration": calibration,
+    }
+    simulator = {"name": "clip-b", "model": f"local-dir:{MODELS / 'simulator'}"}
+    return {
+        **base,
+        "concepts": [*base["concepts"], clip],  # type: ignore[misc]
+        "simulators": [simulator | {"calibration": calibration}],
+        "recordings": {"shard_size": SHARD, "keep": keep},
+        "fit": {"folds": 2, "max_length": 4},
+    } | more
+
+
+def carried_out(folder: Path, out: Path, keep: str, **more: Any) -> Run:
+    config = parse_config(sections(folder, keep, **more), base=TESTS)
+    execute(config, out, BEFORE_ATLAS)
+    return Run.open(out)
+
+
+@pytest.fixture(scope="module")
+def stored(folder: Path, bad: str) -> Run:
+    return carried_out(folder, folder / "stored", "all")
+
+
+@pytest.fixture(scope="module")
+def fused(folder: Path, bad: str) -> Run:
+    return carried_out(folder, folder / "fused", "test")
+
+
+def moments(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays of all moments, by explainer and place."""
+    return {
+        f"{explainer}/{number}": run.folder.read_arrays(part)
+        for explainer in ("cells", "clip")
+        for number, part in enumerate(run.parts(f"moments/{explainer}"))
+    }
+
+
+def assert_same_bits(ours: Run, theirs: Run) -> None:
+    for table in RESULTS:
+        assert ours.read(table).equals(theirs.read(table)), table
+    found, expected = moments(ours), moments(theirs)
+    assert found.keys() == expected.keys()
+    for name, arrays in expected.items():
+        for field, values in arrays.items():
+            assert found[name][field].tobytes() == values.tobytes(), (name, field)
+
+
+def rows(table: pa.Table) -> list[tuple[str, bytes]]:
+    """Ids and the bytes of the vectors: where a neuron fails, vectors with NaN are equal too."""
+    (column,) = (name for name in table.column_names if name != "image_id")
+    return list(
+        zip(
+            table["image_id"].to_pylist(),
+            map(np.ndarray.tobytes, matrix(table[column])),
+            strict=True,
+        )
+    )
+
+
+def all_bytes(run: Run) -> dict[str, bytes]:
+    return {part: run.folder.read(part) for table in run.tables() for part in run.parts(table)}
+
+
+def test_explanations_and_moments_are_the_bits_of_the_stored_path(stored: Run, fused: Run) -> None:
+    assert_same_bits(fused, stored)
+    factors = stored.read("sharpness").filter(pc.field("chosen"))["factor"].to_pylist()
+    assert any(factor != 1.0 for factor in factors), "the sharpness of no layer was chosen"
+
+
+def test_only_rows_of_test_images_are_on_disk(stored: Run, fused: Run) -> None:
+    images = stored.read("images")
+    assert fused.read("images").equals(images)
+    test = pc.equal(images["split"], "test")
+    for table in RECORDED:
+        kept = fused.read(table)
+        assert rows(kept) == rows(stored.read(table).filter(test)), table
+        assert fused.entry(table).rows == kept.num_rows < 0.3 * images.num_rows
+    files = [p for p in Path(fused.folder.path("recordings")).rglob("*") if p.is_file()]
+    known = {fused.folder.path(part) for t in fused.tables() for part in fused.parts(t)}
+    known |= {str(p) for p in Path(fused.folder.path("recordings/quarantine")).iterdir()}
+    assert {str(p) for p in files if p.suffix != ".npz"} <= known
+    texts = Path(fused.folder.path("recordings/texts"))
+    assert {p.parent for p in files if p.suffix == ".npz"} == {texts}
+
+
+def test_a_bad_training_image_is_quarantined_and_left_out(
+    stored: Run, fused: Run, bad: str
+) -> None:
+    for run in (stored, fused):
+        assert run.read("quarantine")["image_id"].to_pylist() == [bad]
+        assert bad not in run.read("images")["image_id"].to_pylist()
+    counts = [int(arrays["count"]) for name, arrays in moments(fused).items() if "count" in arrays]
+    splits = fused.read("images")["split"].to_pylist()
+    assert sum(counts[:3]) == splits.count("train") + splits.count("val")
+
+
+@pytest.mark.parametrize("least", [1, 37, 100_000])
+def test_rows_are_multiplied_in_the_batches_of_the_stored_path(
+    stored: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(pipeline.moments, "ROWS", least)
+    monkeypatch.setattr(pipeline.lanes, "ROWS", least)
+    plan = prepare(parse_config(sections(folder), base=TESTS))
+    shards = shards_of(stored, plan)
+    source = explainer_source(stored, plan, plan.explainers[0])
+    parts, columns, numbers = stored.parts("activations"), ["act.neurons.avg"], range(3, 19)
+    batches = pipeline.lanes.Batches(shards.subsets)
+    found: dict[str, list[dict[str, np.ndarray]]] = {subset: [] for subset in shards.subsets}
+    for number in numbers:
+        read = read_rows(stored.folder, shards, number, source.parts[number], ["score"])
+        read |= read_rows(stored.folder, shards, number, parts[number], columns)
+        masks = {s: shards.rows(stored.folder, number, s) for s in shards.subsets}
+        for subset, batch in batches.add(read, masks, number == numbers[-1]):
+            found[subset].append(batch)
+    for subset in shards.subsets:
+        expected = list(
+            pipeline.moments._batches(
+                stored.folder, shards, numbers, source, parts, columns, subset
+            )
+        )
+        assert len(expected) == len(found[subset])
+        for ours, theirs in zip(found[subset], expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, values in theirs.items():
+                np.testing.assert_array_equal(ours[name], values)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_scores_made_where_images_are_recorded_differ_in_no_more_than_the_last_bit(
+    device: str,
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    rng = np.random.default_rng(2)
+    images = rng.normal(size=(700, 64)).astype(np.float16)
+    texts = rng.normal(size=(150, 64)).astype(np.float32)
+    here, there = Scorer(texts, 60.0, -0.1), GpuScorer(texts, 60.0, -0.1, device)
+    for factor in (2.0, 2.0 ** (-5 / 3)):
+        expected = here.scores(here.levels(images), factor)
+        found = there.scores(there.levels(images), factor).cpu().numpy()
+        assert found.dtype == expected.dtype == np.float32
+        np.testing.assert_array_max_ulp(found, expected, maxulp=2)
+        assert (found == expected).mean() > 0.98
+
+
+def test_two_actors_give_the_bits_of_one(fused: Run, folder: Path, tmp_path: Path) -> None:
+    other = carried_out(folder, tmp_path / "two", "test", ray={"actors": 2})
+    assert all_bytes(other) == all_bytes(fused)
+
+
+def test_a_second_start_records_nothing(fused: Run, folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path(fused.folder.url).rglob("part-*")}
+    carried_out(folder, Path(fused.folder.url), "test")
+    assert {p: p.stat().st_mtime_ns for p in Path(fused.folder.url).rglob("part-*")} == before
+
+
+def test_an_actor_that_is_killed_costs_its_lane_and_no_bit(
+    fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    from ray._private.state import actors
+
+    out = tmp_path / "run"
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not killed:
+            time.sleep(0.05)
+            if not any((out / "recordings/activations").glob("part-*")):
+                continue
+            for actor in actors().values():
+                if actor["ActorClassName"] == "RecordLane" and actor["State"] == "ALIVE":
+                    os.kill(int(actor["Pid"]), signal.SIGKILL)
+                    killed.append(actor["Pid"])
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    other = carried_out(folder, out, "test")
+    thread.join()
+    assert killed
+    assert all_bytes(other) == all_bytes(fused)
+
+
+@pytest.mark.parametrize(
+    ("moment", "files", "kind"),
+    [
+        ("recordings/activations", 3, signal.SIGTERM),
+        ("moments/clip/lanes", 6, signal.SIGKILL),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    fused: Run, folder: Path, tmp_path: Path, moment: str, files: int, kind: signal.Signals
+) -> None:
+    shutil.copy(TESTS / "planted_network.py", tmp_path)
+    config, out = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(sections(folder, "test")))
+    program = (
+        f"import pipeline.moments; pipeline.moments.LANE = {LANE}; "
+        "import sys; from pipeline.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, "run", str(config), "--out", str(out)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list((out / moment).glob("part-*"))) < files:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if kind == signal.SIGKILL:
+        os.killpg(process.pid, kind)
+    else:
+        process.send_signal(kind)
+    assert process.wait(timeout=120) == (-kind if kind == signal.SIGKILL else 75)
+    survivors = {p: p.stat().st_mtime_ns for p in (out / "recordings/activations").glob("part-*")}
+    assert "moments/clip" not in Run(out).tables()
+
+    other = carried_out(folder, out, "test")
+    assert all_bytes(other) == all_bytes(fused)
+    for path, stamp in survivors.items():
+        assert path.stat().st_mtime_ns == stamp, "a finished part was written again"
+    if moment.endswith("lanes"):
+        recorded = other.ledger()["stages"]["record"]["rows"]
+        assert recorded <= IMAGES - LANE * SHARD, "a finished lane was recorded again"
+
+
+def test_another_choice_of_what_is_kept_takes_nothing_for_fresh(
+    stored: Run, fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stored.folder.url, tmp_path / "run")
+    assert all_bytes(carried_out(folder, tmp_path / "run", "test")) == all_bytes(fused)
+    assert all_bytes(carried_out(folder, tmp_path / "run", "all")) == all_bytes(stored)
+
+
+def test_another_simulator_looks_at_test_images_alone(
+    fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(fused.folder.url, out)
+    taken = all_bytes(fused)
+    simulators = sections(folder)["simulators"]
+    more = [*simulators, simulators[0] | {"name": "third"}]
+    run = carried_out(folder, out, "test", simulators=more)
+    tests = fused.entry("activations").rows
+    assert run.entry("embeddings/third").rows == tests
+    assert run.read("embeddings/third").equals(run.read("embeddings/clip-b"))
+    assert run.ledger()["stages"]["record"]["rows"] == tests
+    assert {part: data for part, data in all_bytes(run).items() if "moments" in part} == {
+        part: data for part, data in taken.items() if "moments" in part
+    }
+
+
+def test_a_stage_that_would_need_images_asks_for_the_record_stage(
+    fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(fused.folder.url, out)
+    config = parse_config(sections(folder, "test", fit={"folds": 3}), base=TESTS)
+    with pytest.raises(ConfigError, match="add --stage record"):
+        execute(config, out, ["moments"])
+
+
+def test_sums_beyond_memory_are_refused_before_work(folder: Path, bad: str) -> None:
+    plan = prepare(parse_config(sections(folder, "test"), base=TESTS))
+    workers = Workers(actors=1, gpus=0.0, per_node=1)
+    with pytest.raises(ConfigError, match=r"fit\.folds \(2\) or fit\.max_concepts \(20,000\)"):
+        refuse_beyond_memory(plan, workers, 2**50)
+    refuse_beyond_memory(plan, workers, 2**20)
