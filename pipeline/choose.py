@@ -15,6 +15,7 @@ import ray
 
 from core.lengths import choose_lengths, correlation_standard_error, one_standard_error
 from core.moments import ConceptMoments, CrossMoments, merged
+from core.shares import drop_one
 from core.synonyms import near_synonyms
 from pipeline.engine import run_tasks
 from pipeline.expected import IMAGES
@@ -28,8 +29,9 @@ from pipeline.targets import columns_of
 #: Neurons whose near-synonyms one task finds.
 BLOCK = 256
 
-#: Near-synonyms of a term that are kept, and the share of the correlation that one may cost.
-MOST, LOSS = 3, 0.02
+#: Near-synonyms of a term that are kept; the share of the correlation that one may cost; and the share
+#: of what leaving the term out would cost, since anything stands in for a term that says little.
+MOST, LOSS, OF_TERM = 3, 0.02, 0.5
 
 
 def choose(run: Run, plan: Plan, paths: pa.Table) -> pa.Table:
@@ -110,11 +112,12 @@ def _synonyms(run: Run, plan: Plan, paths: pa.Table, rows: np.ndarray) -> list[t
                 for start in range(0, len(at), BLOCK):
                     some = chosen.take(pa.array(at[start : start + BLOCK]))
                     terms = [[place[text] for text in row] for row in some["concepts"].to_pylist()]
-                    calls.append((train, cross, some["neuron"].to_numpy(), terms))
+                    reached = some["train_correlation"].to_numpy()
+                    calls.append((train, cross, some["neuron"].to_numpy(), terms, reached))
                 for call, positions in run_tasks(_replacements, calls):
                     for offset, own in enumerate(positions):
                         row = int(rows[at[call * BLOCK + offset]])
-                        texts = [[stored.texts[p] for p in term if p >= 0] for term in own]
+                        texts = [[stored.texts[p] for p in term] for term in own]
                         found.append((row, texts))
     return found
 
@@ -128,12 +131,36 @@ def _train_cross(subsets: dict[str, CrossMoments]) -> CrossMoments:
 
 
 def _replacements(
-    concepts: ConceptMoments, cross: CrossMoments, neurons: np.ndarray, terms: list[list[int]]
+    concepts: ConceptMoments,
+    cross: CrossMoments,
+    neurons: np.ndarray,
+    terms: list[list[int]],
+    reached: np.ndarray,
 ) -> list[list[list[int]]]:
-    """Positions of the near-synonyms of each term of each neuron's explanation."""
+    """Positions of the near-synonyms of each term of each neuron's explanation.
+
+    Args:
+        concepts: Moments of the training images.
+        cross: The same with the neurons of a layer.
+        neurons: Some of its neurons.
+        terms: Concepts of their explanations.
+        reached: Training correlation of their explanations.
+    """
     longest = max((len(own) for own in terms), default=0)
     sets = np.full((len(terms), max(1, longest)), -1, dtype=np.int32)
-    for row, own in enumerate(terms):
-        sets[row, : len(own)] = own
-    positions, _ = near_synonyms(sets, concepts, cross.take_neurons(neurons), most=MOST, loss=LOSS)
-    return [positions[row, : len(own)].tolist() for row, own in enumerate(terms)]
+    for row, chosen in enumerate(terms):
+        sets[row, : len(chosen)] = chosen
+    own = cross.take_neurons(neurons)
+    positions, losses = near_synonyms(sets, concepts, own, most=MOST, loss=LOSS)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without = np.sqrt(
+            np.maximum(1.0 - drop_one(sets, concepts, own) / reached[:, None] ** 2, 0)
+        )
+    good = losses <= OF_TERM * (1.0 - without)[:, :, None]
+    return [
+        [
+            [int(p) for p, ok in zip(positions[row, term], good[row, term], strict=True) if ok]
+            for term in range(len(chosen))
+        ]
+        for row, chosen in enumerate(terms)
+    ]
