@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality
+.PHONY: demo test check format bench-quality bench-fit bench-planted
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -37,3 +37,12 @@ format: .venv/installed-dev
 bench-quality: .venv/installed-dev
 	$(BIN)/python benchmarks/quality.py examples/efficientnet-lite0-tiny-imagenet.yaml \
 		--out runs/tiny-imagenet --results benchmarks/results/quality-tiny-imagenet.json
+
+# Speed, memory and accuracy of moments and searches, against scikit-learn on the raw matrix.
+bench-fit: .venv/installed-dev
+	$(BIN)/python benchmarks/fit.py --results benchmarks/results/fit.json
+
+# Planted neurons found again as noise, collinearity and the number of images change; draws the figure.
+bench-planted: .venv/installed-dev
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/planted.py --results benchmarks/results/planted.json --figure docs/images/planted-recovery.svg

@@ -58,7 +58,8 @@ def gpu_forward_paths(
             elif len(rows) < neurons:
                 part = part[:, torch.from_numpy(rows).to(device)]
             scale = torch.from_numpy(cross.neuron_scatter[rows]).to(device)
-            chosen = _select(scatter, part.T.contiguous(), scale, max_length, ridge)
+            own = part.T.clone(memory_format=torch.contiguous_format)
+            chosen = _select(scatter, own, scale, max_length, ridge)
             selection[rows] = chosen.cpu().numpy()
     return fitted_paths(selection, concepts, cross)
 

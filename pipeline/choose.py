@@ -15,7 +15,6 @@ import ray
 
 from core.lengths import choose_lengths, correlation_standard_error, one_standard_error
 from core.moments import ConceptMoments, CrossMoments, merged
-from core.shares import drop_one
 from core.synonyms import near_synonyms
 from pipeline.engine import run_tasks
 from pipeline.expected import IMAGES
@@ -29,9 +28,9 @@ from pipeline.targets import columns_of
 #: Neurons whose near-synonyms one task finds.
 BLOCK = 256
 
-#: Near-synonyms of a term that are kept; the share of the correlation that one may cost; and the share
-#: of what leaving the term out would cost, since anything stands in for a term that says little.
-MOST, LOSS, OF_TERM = 3, 0.02, 0.5
+#: Near-synonyms of a term that are kept, of so many concepts that could take its place; how much they
+#: must correlate with it; and the share of the neuron's correlation that taking its place may cost.
+MOST, TRIED, ALIKE, LOSS = 3, 16, 0.5, 0.02
 
 
 def choose(run: Run, plan: Plan, paths: pa.Table) -> pa.Table:
@@ -112,8 +111,7 @@ def _synonyms(run: Run, plan: Plan, paths: pa.Table, rows: np.ndarray) -> list[t
                 for start in range(0, len(at), BLOCK):
                     some = chosen.take(pa.array(at[start : start + BLOCK]))
                     terms = [[place[text] for text in row] for row in some["concepts"].to_pylist()]
-                    reached = some["train_correlation"].to_numpy()
-                    calls.append((train, cross, some["neuron"].to_numpy(), terms, reached))
+                    calls.append((train, cross, some["neuron"].to_numpy(), terms))
                 for call, positions in run_tasks(_replacements, calls):
                     for offset, own in enumerate(positions):
                         row = int(rows[at[call * BLOCK + offset]])
@@ -131,11 +129,7 @@ def _train_cross(subsets: dict[str, CrossMoments]) -> CrossMoments:
 
 
 def _replacements(
-    concepts: ConceptMoments,
-    cross: CrossMoments,
-    neurons: np.ndarray,
-    terms: list[list[int]],
-    reached: np.ndarray,
+    concepts: ConceptMoments, cross: CrossMoments, neurons: np.ndarray, terms: list[list[int]]
 ) -> list[list[list[int]]]:
     """Positions of the near-synonyms of each term of each neuron's explanation.
 
@@ -144,23 +138,22 @@ def _replacements(
         cross: The same with the neurons of a layer.
         neurons: Some of its neurons.
         terms: Concepts of their explanations.
-        reached: Training correlation of their explanations.
     """
     longest = max((len(own) for own in terms), default=0)
     sets = np.full((len(terms), max(1, longest)), -1, dtype=np.int32)
     for row, chosen in enumerate(terms):
         sets[row, : len(chosen)] = chosen
     own = cross.take_neurons(neurons)
-    positions, losses = near_synonyms(sets, concepts, own, most=MOST, loss=LOSS)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        without = np.sqrt(
-            np.maximum(1.0 - drop_one(sets, concepts, own) / reached[:, None] ** 2, 0)
-        )
-    good = losses <= OF_TERM * (1.0 - without)[:, :, None]
-    return [
-        [
-            [int(p) for p, ok in zip(positions[row, term], good[row, term], strict=True) if ok]
-            for term in range(len(chosen))
-        ]
-        for row, chosen in enumerate(terms)
-    ]
+    own = cross.take_neurons(neurons)
+    positions, _ = near_synonyms(sets, concepts, own, most=TRIED, loss=LOSS)
+    norm = np.sqrt(np.diagonal(concepts.scatter))
+    found: list[list[list[int]]] = []
+    for row, chosen in enumerate(terms):
+        found.append([])
+        for term, concept in enumerate(chosen):
+            others = positions[row, term][positions[row, term] >= 0]
+            alike = (
+                np.abs(concepts.scatter[concept, others]) >= ALIKE * norm[concept] * norm[others]
+            )
+            found[-1].append(others[alike][:MOST].tolist())
+    return found

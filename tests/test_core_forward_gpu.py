@@ -89,9 +89,6 @@ def test_they_agree_for_any_numbers_of_concepts_and_neurons(
     assert_same(gpu_forward_paths(*train, 6, device, block, ridge), expected)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="on the CPU a transposed row is no copy, and the search uses it up"
-)
 @pytest.mark.parametrize(("concepts", "neurons"), [(1, 5), (12, 1)])
 def test_moments_are_left_as_they_were_given(concepts: int, neurons: int) -> None:
     train = moments(*recorded(60, concepts, neurons, 9))

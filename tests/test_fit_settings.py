@@ -177,3 +177,26 @@ def test_repeated_concepts_are_named(folder: Path, tmp_path: Path) -> None:
     (row,) = run.read("degenerate_concepts").to_pylist()
     assert (row["concept"], row["status"], row["same_as"]) == ("twin", "duplicate", "concept 3")
     assert all("twin" not in row["concepts"] for row in run.read("explanations").to_pylist())
+
+
+def test_a_near_synonym_of_a_concept_is_named_and_others_are_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    planted_network.write_images(tmp_path, 600)
+    table = pa.parquet.read_table(tmp_path / "concepts.parquet")
+    rng = np.random.default_rng(0)
+    concepts, _, _ = planted_network.planted()
+    known = NAMES[int(np.bincount(concepts.ravel()).argmax())]
+    blurred = table[known].to_numpy() + 0.02 * rng.standard_normal(table.num_rows)
+    table = table.append_column("much the same", pa.array(blurred.astype(np.float32)))
+    pa.parquet.write_table(table, tmp_path / "concepts.parquet")
+    config = parse_config(planted_network.config(tmp_path), base=TESTS)
+    execute(config, tmp_path / "run", ["record", "concepts", *FIT])
+    found = 0
+    for row in chosen(Run.open(tmp_path / "run")):
+        named = dict(zip(row["concepts"], row["synonyms"], strict=True))
+        found += known in named
+        assert named.pop(known, ["much the same"]) == ["much the same"]
+        named.pop("much the same", None)
+        assert not any(named.values())
+    assert found >= 3
