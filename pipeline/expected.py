@@ -21,7 +21,7 @@ PATHS, EXPLANATIONS, SCORES, ATLAS = "paths", "explanations", "scores", "atlas"
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 2, 4, 2, 3
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 2, 4, 3, 3
 
 
 def embeddings_table(name: str) -> str:

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from scipy import sparse
 
 from core.concept_scores import sharpened
-from core.correlation import correlation_with_interval
+from core.correlation import explanation_correlations
 from core.errors import ConceptError
+from pipeline.chance import layer_p_values, with_p_values
 from pipeline.config import OWN_SCORE
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS, EXPLANATIONS, SCORES, Expected
@@ -38,6 +38,7 @@ from pipeline.scores import (
     shards_of,
 )
 from pipeline.storage import Folder
+from pipeline.sums_of_concepts import sparse_weights
 from pipeline.targets import columns_of
 
 WORK = "work/scores"
@@ -80,6 +81,7 @@ def _score_blocks(
     there = set(run.part_files(WORK))
     names: list[str] = []
     calls: list[tuple[Any, ...]] = []
+    layers: list[tuple[Any, ...]] = []
     resumed = 0
     for explainer in plan.explainers:
         stored = StoredMoments(run, plan, explainer)
@@ -99,6 +101,10 @@ def _score_blocks(
                 pc.equal(mine["layer"], column.layer), pc.equal(mine["pooling"], column.pooling)
             )
             layer = mine.filter(here)
+            marked = pc.and_(layer["chosen"], pc.greater(layer["length"], 0))
+            about = (recorded, list(zip(sources, softened, strict=True)))
+            factor = stored.factors[column.layer, column.pooling]
+            layers.append((layer.filter(marked).combine_chunks(), places, *about, factor, *levels))
             for start in range(0, column.neurons, BLOCK):
                 block = fingerprint(whole, explainer.name, column.name, start)
                 name = part_name(WORK, len(names), block)
@@ -115,9 +121,8 @@ def _score_blocks(
                         name,
                         rows,
                         places,
-                        recorded,
-                        list(zip(sources, softened, strict=True)),
-                        stored.factors[column.layer, column.pooling],
+                        *about,
+                        factor,
                         plan.config.simulate.confidence,
                         *levels,
                     )
@@ -127,9 +132,23 @@ def _score_blocks(
     for position, _ in run_tasks(score_block, calls):
         progress.advance(calls[position][2].num_rows)
     table = pa.concat_tables([run.folder.read_table(name) for name in names])
+    table = with_p_values(table, _p_values(layers))
     facts |= {"rows": table.num_rows, "bytes": run.write(SCORES, "scores.parquet", table, whole)}
     run.prune(WORK, [])
     progress.close(f"{1 + len(simulators)} simulators, own score included")
+
+
+def _p_values(layers: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]:
+    """P-values of chosen explanations by layer, pooling, neuron, explainer and simulator."""
+    layers = [call for call in layers if call[0].num_rows]
+    found: dict[tuple[Any, ...], float] = {}
+    names = ("layer", "pooling", "neuron", "explainer")
+    for position, values in run_tasks(layer_p_values, layers):
+        rows, simulators = layers[position][0], layers[position][3]
+        keys = list(zip(*(rows[name].to_pylist() for name in names), strict=True))
+        for (simulator, _), own in zip(simulators, values, strict=True):
+            found |= {(*k, simulator): float(p) for k, p in zip(keys, own, strict=True)}
+    return found
 
 
 def _on_test(run: Run, shards: Shards, parts: Sequence[str], column: str) -> Any:
@@ -175,7 +194,7 @@ def score_block(
         confidence: Coverage of the intervals.
         levels: For each simulator, logits or scores on test images, (images, concepts).
     """
-    weights, used = _weights(explanations, places)
+    weights, used = sparse_weights(explanations, places)
     neurons = explanations["neuron"].to_numpy()
     head = explanations.select(["layer", "pooling", "neuron", "explainer", "length", "chosen"])
     tables = []
@@ -189,14 +208,9 @@ def score_block(
         known = scores[:, used]
         known = sharpened(known, factor) if logits else known
         terms = np.ascontiguousarray(known.T, dtype=np.float64)
-        results = np.full((3, len(neurons)), np.nan)
-        for start in range(0, len(neurons), BLOCK):
-            rows = slice(start, start + BLOCK)
-            # The bias shifts every prediction alike and leaves the correlation as it is.
-            simulated = (weights[rows] @ terms).T
-            actual = activations[:, neurons[rows]]
-            found = correlation_with_interval(actual, simulated, confidence)
-            results[:, rows] = found.correlation, found.low, found.high
+        # The bias shifts every prediction alike and leaves the correlation as it is.
+        found = explanation_correlations(activations, weights, terms, neurons, confidence)
+        results = (found.correlation, found.low, found.high)
         columns = dict(zip(("correlation", "ci_low", "ci_high"), results, strict=True))
         # How much better validation looked than test, to the same eyes: the price of choosing.
         same = simulator == OWN_SCORE
@@ -207,16 +221,3 @@ def score_block(
         content |= {n: pa.array(values, from_pandas=True) for n, values in columns.items()}
         tables.append(pa.table(content).select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA))
     folder.write_table(name, pa.concat_tables(tables))
-
-
-def _weights(explanations: pa.Table, places: Mapping[str, int]) -> tuple[Any, np.ndarray]:
-    """Weights as a sparse matrix (explanations, used concepts), and the used concepts' places."""
-    lists = explanations["concepts"].combine_chunks()
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    texts = pc.list_flatten(lists).to_pylist()
-    values = pc.list_flatten(explanations["weights"].combine_chunks()).to_numpy()
-    columns = np.array([places[text] for text in texts], dtype=np.int64)
-    used, local = np.unique(columns, return_inverse=True)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    shape = (len(lengths), len(used))
-    return sparse.csr_array((values, (rows, local)), shape=shape), used

@@ -272,7 +272,6 @@ def test_an_actor_that_is_killed_costs_its_lane_and_no_bit(
 def test_a_killed_run_goes_on_to_the_same_bits(
     fused: Run, folder: Path, tmp_path: Path, moment: str, files: int, kind: signal.Signals
 ) -> None:
-    shutil.copy(TESTS / "planted_network.py", tmp_path)
     config, out = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(sections(folder, "test")))
     program = (

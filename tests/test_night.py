@@ -25,7 +25,6 @@ TABLES = ("images", "activations", "concept_scores/cells", "concepts", "explanat
 
 
 def write_config(folder: Path, **sections: Any) -> Path:
-    shutil.copy(TESTS / "planted_network.py", folder)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(planted_network.config(folder, **sections)))
     return path

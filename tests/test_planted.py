@@ -156,3 +156,13 @@ def test_explanations_do_not_depend_on_the_shard_size_beyond_rounding(
 def _without_weights(table: pa.Table) -> list[dict[str, object]]:
     keep = ["neuron", "explainer", "status", "length", "chosen", "concepts"]
     return [dict(row) for row in table.select(keep).to_pylist()]
+
+
+def test_planted_explanations_are_told_from_those_of_other_neurons(run: Run) -> None:
+    rows = [row for row in run.read("scores").to_pylist() if row["chosen"]]
+    planted = [row for row in rows if row["neuron"] < NEURONS]
+    assert all(0 < row["p_value"] < 0.01 for row in planted)
+    assert all(row["p_value"] <= row["q_value"] < 0.01 for row in planted)
+    # A neuron without terms has no explanation that could be given to another.
+    assert all(row["p_value"] is None for row in rows if row["neuron"] >= NEURONS)
+    assert all(row["p_value"] is None for row in run.read("scores").to_pylist() if not row["chosen"])
