@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted
+.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -46,3 +46,7 @@ bench-fit: .venv/installed-dev
 bench-planted: .venv/installed-dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/planted.py --results benchmarks/results/planted.json --figure docs/images/planted-recovery.svg
+
+# Correlation with intervals, measures and null distribution, against plain loops.
+bench-simulate: .venv/installed-dev
+	$(BIN)/python benchmarks/simulate.py --results benchmarks/results/simulate.json
