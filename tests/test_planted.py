@@ -165,4 +165,6 @@ def test_planted_explanations_are_told_from_those_of_other_neurons(run: Run) -> 
     assert all(row["p_value"] <= row["q_value"] < 0.01 for row in planted)
     # A neuron without terms has no explanation that could be given to another.
     assert all(row["p_value"] is None for row in rows if row["neuron"] >= NEURONS)
-    assert all(row["p_value"] is None for row in run.read("scores").to_pylist() if not row["chosen"])
+    assert all(
+        row["p_value"] is None for row in run.read("scores").to_pylist() if not row["chosen"]
+    )
