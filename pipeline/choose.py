@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import ray
 
 from core.lengths import choose_lengths, correlation_standard_error, one_standard_error
-from core.moments import ConceptMoments, CrossMoments, merged
+from core.moments import ConceptMoments, CrossMoments, Moments, merged
 from core.synonyms import near_synonyms
 from pipeline.engine import run_tasks
 from pipeline.expected import IMAGES
@@ -106,7 +106,7 @@ def _synonyms(run: Run, plan: Plan, paths: pa.Table, rows: np.ndarray) -> list[t
                 at = np.flatnonzero(pc.and_(mine, here).to_numpy())
                 if not at.size:
                     continue
-                cross = ray.put(_train_cross(stored.cross(column)))
+                cross = ray.put(_train(stored.cross(column)))
                 calls = []
                 for start in range(0, len(at), BLOCK):
                     some = chosen.take(pa.array(at[start : start + BLOCK]))
@@ -120,11 +120,7 @@ def _synonyms(run: Run, plan: Plan, paths: pa.Table, rows: np.ndarray) -> list[t
     return found
 
 
-def _train(subsets: dict[str, ConceptMoments]) -> ConceptMoments:
-    return merged([moments for name, moments in subsets.items() if name != VAL])
-
-
-def _train_cross(subsets: dict[str, CrossMoments]) -> CrossMoments:
+def _train(subsets: dict[str, Moments]) -> Moments:
     return merged([moments for name, moments in subsets.items() if name != VAL])
 
 

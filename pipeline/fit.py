@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from core.lengths import cross_validated, path_correlations, term_order
-from core.moments import ConceptMoments, CrossMoments, merged
+from core.moments import ConceptMoments, CrossMoments, Moments, merged
 from core.paths import Paths, refitted
 from core.search import find_paths
 from core.shares import variance_shares
@@ -108,7 +108,7 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
                 ]
                 if stored.factors[column.layer, column.pooling] != factor or not starts:
                     continue
-                concepts = concepts or [ray.put(m) for m in concept_blocks(stored.concepts(factor))]
+                concepts = concepts or [ray.put(m) for m in blocks_to_fit(stored.concepts(factor))]
                 cross = ray.put(stored.cross(column))
                 calls = [
                     (
@@ -125,20 +125,9 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
     progress.close(f"{table.num_rows:,} explanations")
 
 
-def concept_blocks(subsets: Mapping[str, ConceptMoments]) -> list[ConceptMoments]:
-    """Moments that a fit needs: of training, of validation, of both; then for each fold the rest
-    of the training images, and the fold."""
-    val = subsets[VAL]
-    folds = [moments for name, moments in subsets.items() if name != VAL]
-    train = merged(folds)
-    blocks = [train, val, train.merge(val)]
-    for fold in folds if len(folds) > 1 else []:
-        blocks += [train.without(fold), fold]
-    return blocks
-
-
-def cross_blocks(subsets: Mapping[str, CrossMoments]) -> list[CrossMoments]:
-    """The same for the moments of some neurons."""
+def blocks_to_fit(subsets: Mapping[str, Moments]) -> list[Moments]:
+    """Moments that a fit needs: of training images, of validation, of both; then for each fold of
+    the training images those of the rest, and those of the fold."""
     val = subsets[VAL]
     folds = [moments for name, moments in subsets.items() if name != VAL]
     train = merged(folds)
@@ -170,10 +159,10 @@ def fit_block(
         start: First neuron of the block.
         settings: What to fit, presets resolved.
         cross: Moments of all neurons of the layer, by subset.
-        concepts: As `concept_blocks` gives them.
+        concepts: As `blocks_to_fit` gives them.
     """
     rows = slice(start, start + BLOCK)
-    block = cross_blocks({subset: moments.take_neurons(rows) for subset, moments in cross.items()})
+    block = blocks_to_fit({subset: moments.take_neurons(rows) for subset, moments in cross.items()})
     table = explanation_rows(list(concepts), block, texts, settings)
     size = table.num_rows
     head = {
@@ -196,8 +185,8 @@ def explanation_rows(
     """A row for every length of every neuron; one row of length 0 where nothing can be explained.
 
     Args:
-        concepts: As `concept_blocks` gives them.
-        cross: As `cross_blocks` gives them.
+        concepts: As `blocks_to_fit` gives them.
+        cross: The same of the neurons.
         texts: Concepts of the moments.
         settings: What to fit, presets resolved.
     """
