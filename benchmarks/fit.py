@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from float16_loss import losses
+from machine import machine
 from made_data import SHARD, Pair, World, alternating, some, spread, summed
 from raw_matrix import by_scikit_learn
 from threadpoolctl import threadpool_limits
@@ -313,15 +313,6 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
         key = "activations and embeddings: mean, ±"
         add(f"correlation lost by float16, {layer}", row[key][0], 1e-3)
     return rows
-
-
-def machine() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{platform.machine()}, {names[0] if names else 'unknown'}, {os.cpu_count()} cores"
 
 
 def main() -> None:

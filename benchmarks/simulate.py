@@ -20,7 +20,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from made_data import World, alternating, spread
 from scipy import sparse
 from scipy.stats import bootstrap, pearsonr
@@ -290,15 +290,6 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
             row = {"what": f"{section}: {what}", "found": value, "target": limit}
             rows.append({**row, "met": value <= limit})
     return rows
-
-
-def machine() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{platform.machine()}, {names[0] if names else 'unknown'}, {os.cpu_count()} cores"
 
 
 def main() -> None:

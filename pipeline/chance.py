@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from core.concept_scores import sharpened
+from core.metrics import pearson
 from core.null import null_p_values, q_values, swapped_correlations
-from pipeline.sums_of_concepts import sparse_weights
+from pipeline.sparse_weights import sparse_weights
 
 
 def layer_p_values(
@@ -38,19 +39,9 @@ def layer_p_values(
         known = values[:, used]
         known = sharpened(known, factor) if logits else known
         simulated = (weights @ known.T.astype(np.float64)).T
-        correlation = _columns_correlation(actual, simulated)
+        correlation = pearson(actual, simulated)
         found.append(null_p_values(correlation, swapped_correlations(actual, simulated)))
     return np.array(found)
-
-
-def _columns_correlation(actual: np.ndarray, simulated: np.ndarray) -> np.ndarray:
-    """Correlation of each neuron with its own explanation: a swap of no distance."""
-    a = actual - actual.mean(axis=0, dtype=np.float64)
-    s = simulated - simulated.mean(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        norms = np.sqrt(np.einsum("in,in->n", a, a) * np.einsum("in,in->n", s, s))
-        correlation: np.ndarray = np.einsum("in,in->n", a, s) / norms
-    return correlation
 
 
 def with_p_values(scores: pa.Table, found: Mapping[tuple[Any, ...], float]) -> pa.Table:

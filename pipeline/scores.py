@@ -44,7 +44,7 @@ class Shards:
         return [f"train-{fold}" for fold in range(max(1, self.folds))] + [VAL]
 
     def rows(self, folder: Folder, number: int, subset: str, share: float = 1.0) -> np.ndarray:
-        """The same of the rows of a shard."""
+        """Which rows of a shard's recorded parts belong to a subset or split, or to a sample of it."""
         rows = kept_rows(folder, self.images[number], self.keep)
         return self.inside(rows["image_id"].to_pylist(), rows["split"].to_numpy(), subset, share)
 

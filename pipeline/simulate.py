@@ -37,8 +37,8 @@ from pipeline.scores import (
     read_rows,
     shards_of,
 )
+from pipeline.sparse_weights import sparse_weights
 from pipeline.storage import Folder
-from pipeline.sums_of_concepts import sparse_weights
 from pipeline.targets import columns_of
 
 WORK = "work/scores"
