@@ -62,10 +62,12 @@ class ConceptMoments:
         count = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
+        share = other.count / count
         shift = other.mean - self.mean
         scatter = self.scatter + other.scatter
-        _add_outer(scatter, shift, shift, self.count * other.count / count)
-        return type(self)(count, self.mean + shift * (other.count / count), scatter)
+        # The same arithmetic as of cross moments: `with_concepts` joins sums of both kinds.
+        _add_outer(scatter, shift, shift, self.count * share)
+        return type(self)(count, self.mean + shift * share, scatter)
 
     def without(self, part: ConceptMoments) -> ConceptMoments:
         """Moments of the images that are not in a part of these: what `merge` undoes.
@@ -88,6 +90,36 @@ class ConceptMoments:
     def select(self, concepts: Int[np.ndarray, " kept"]) -> ConceptMoments:
         """Moments of the concepts at these positions, in this order."""
         return type(self)(self.count, self.mean[concepts], self.scatter[np.ix_(concepts, concepts)])
+
+    def with_concepts(
+        self,
+        places: Int[np.ndarray, " concepts"],
+        new: Int[np.ndarray, " new"],
+        products: CrossMoments,
+    ) -> ConceptMoments:
+        """Moments of a longer list of concepts, on the same images.
+
+        Args:
+            places: Where these concepts are in the longer list, ascending.
+            new: Where the others are, ascending.
+            products: Moments of the longer list's concepts with the new ones as if these were
+                neurons.
+
+        Raises:
+            ShapeError: Moments of other images, or lists that do not make up the longer one.
+        """
+        longer = products.concept_mean
+        _check_equal("images", (self.count,), (products.count,))
+        _check_equal(
+            "lists", (len(longer),) * 2, (len(places) + len(new), len(self.mean) + len(new))
+        )
+        scatter = np.empty((len(longer), len(longer)))
+        scatter[np.ix_(places, places)] = self.scatter
+        scatter[:, new] = products.cross
+        scatter[new] = products.cross.T
+        among = products.cross[new]
+        scatter[np.ix_(new, new)] = np.triu(among) + np.triu(among, 1).T
+        return type(self)(self.count, longer, scatter)
 
     @property
     def std(self) -> Float[np.ndarray, " concepts"]:
@@ -207,6 +239,33 @@ class CrossMoments:
             self.neuron_scatter,
             self.cross[concepts],
         )
+
+    def with_concepts(
+        self,
+        places: Int[np.ndarray, " concepts"],
+        new: Int[np.ndarray, " new"],
+        more: CrossMoments,
+    ) -> CrossMoments:
+        """Moments of a longer list of concepts, on the same images and with the same neurons.
+
+        Args:
+            places: Where these concepts are in the longer list.
+            new: Where the others are.
+            more: Moments of the others alone.
+
+        Raises:
+            ShapeError: Moments of other images or numbers of neurons, or other numbers of concepts.
+        """
+        _check_equal(
+            "images and neurons",
+            (self.count, *self.neuron_mean.shape),
+            (more.count, *more.neuron_mean.shape),
+        )
+        mean = np.empty(len(places) + len(new))
+        cross = np.empty((len(mean), self.cross.shape[1]))
+        for where, part in ((places, self), (new, more)):
+            mean[where], cross[where] = part.concept_mean, part.cross
+        return type(self)(self.count, mean, self.neuron_mean, self.neuron_scatter, cross)
 
 
 _ROWS: Final = 256

@@ -11,7 +11,7 @@ import pyarrow as pa
 from core.concept_scores import sharpened
 from core.metrics import pearson
 from core.null import null_p_values, q_values, swapped_correlations
-from pipeline.sparse_weights import sparse_weights
+from pipeline.sparse_weights import simulated_activations, sparse_weights
 
 
 def layer_p_values(
@@ -38,7 +38,7 @@ def layer_p_values(
     for (_, logits), values in zip(simulators, levels, strict=True):
         known = values[:, used]
         known = sharpened(known, factor) if logits else known
-        simulated = (weights @ known.T.astype(np.float64)).T
+        simulated = simulated_activations(explanations, weights, known)
         correlation = pearson(actual, simulated)
         found.append(null_p_values(correlation, swapped_correlations(actual, simulated)))
     return np.array(found)

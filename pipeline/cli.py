@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("run", metavar="RUN")
     search.add_argument("text", metavar="TEXT")
     search.add_argument("--limit", type=int, default=20)
+
+    score = add("score", _score, "Score explanations made elsewhere, on a run's test images.")
+    score.add_argument("run", metavar="RUN")
+    score.add_argument("--explanations", required=True, metavar="FILE", help="CSV or Parquet")
+    score.add_argument("--layer", metavar="NAME", help="only this layer's explanations")
     return parser
 
 
@@ -179,4 +184,11 @@ def _search(chosen: argparse.Namespace) -> int:
     from pipeline.show import search_lines
 
     print("\n".join(search_lines(Run.open(chosen.run), chosen.text, chosen.limit)))
+    return 0
+
+
+def _score(chosen: argparse.Namespace) -> int:
+    from pipeline.score import score_file, scored_lines
+
+    print("\n".join(scored_lines(score_file(chosen.run, chosen.explanations, chosen.layer))))
     return 0

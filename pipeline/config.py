@@ -22,6 +22,7 @@ from pydantic import (
 
 from core.errors import ConfigError, close_names
 from core.pooling import POOLINGS
+from pipeline.ablation_config import PREDICTED, AblationConfig
 from pipeline.fit_config import FitConfig, Strict
 
 #: The simulator that stands for the explainer's own concept scores (a fit check, not a simulation).
@@ -191,8 +192,10 @@ class RecordingsConfig(Strict):
 class SimulateConfig(Strict):
     """How explanations are scored."""
 
-    metrics: list[Literal["correlation"]] = ["correlation"]
-    """Only `correlation` so far."""
+    metrics: list[Literal["correlation", "cosine", "auprc", "f1", "iou"]] = ["correlation"]
+    """What chosen explanations are measured by; `correlation` always is, at every length."""
+    top: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """`auprc`, `f1`, `iou`: share of the images on which a neuron counts as on."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Coverage of the confidence intervals."""
 
@@ -225,6 +228,7 @@ class Config(Strict):
     recordings: RecordingsConfig = RecordingsConfig()
     fit: FitConfig = FitConfig()
     simulate: SimulateConfig = SimulateConfig()
+    ablation: AblationConfig | None = None
     atlas: AtlasConfig = AtlasConfig()
     ray: RayConfig = RayConfig()
     store: None = None
@@ -346,6 +350,9 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
             return value
         return absolute(value) or value
 
+    def classes(value: str) -> str:
+        return value if value == PREDICTED else absolute(value) or value
+
     return config.model_copy(
         update={
             "images": config.images.model_copy(update={"path": absolute(config.images.path)}),
@@ -364,5 +371,7 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
             "simulators": [
                 s.model_copy(update={"model": model(s.model)}) for s in config.simulators
             ],
+            "ablation": config.ablation
+            and config.ablation.model_copy(update={"classes": classes(config.ablation.classes)}),
         }
     )

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.ablation_config import PREDICTED
+from pipeline.columns import activation_column
 from pipeline.explainers import ExplainerPlan
-from pipeline.fingerprints import fingerprint
+from pipeline.fingerprints import fingerprint, fingerprint_file
 from pipeline.plan import Plan, Shard
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
 CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
-PATHS, EXPLANATIONS, SCORES, ATLAS = "paths", "explanations", "scores", "atlas"
+PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
+LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
+IMPORTANCE, ATLAS = "importance", "atlas"
 
-STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "report")
+STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 2, 4, 3, 3
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 4
+ABLATION_VERSION = 1
 
 
 def embeddings_table(name: str) -> str:
@@ -55,6 +60,11 @@ def made_by(table: str) -> str:
         PATHS: "fit",
         EXPLANATIONS: "fit",
         SCORES: "simulate",
+        SANITY: "simulate",
+        LOGITS: "ablate",
+        ABLATIONS: "ablate",
+        REPLACEMENTS: "ablate",
+        IMPORTANCE: "ablate",
         ATLAS: "report",
     }
     return stages.get(table.partition("/")[0], "record")
@@ -66,6 +76,9 @@ class Expected:
 
     tables: dict[str, str]
     parts: dict[str, list[str]]
+    summed: dict[str, str]
+    """What the sums of moments depend on beside images and concepts: for each column of activations,
+    and for each explainer."""
 
     def of_stage(self, stage: str) -> dict[str, str]:
         """Fingerprints of the tables that a stage makes."""
@@ -94,6 +107,11 @@ def expect(plan: Plan, dtype: str) -> Expected:
         made[embeddings_table(name)] = [
             fingerprint("embeddings", s.pixels, clip.fingerprint, dtype, *kept)
             for s, kept in zip(shards, keeps, strict=True)
+        ]
+    if plan.config.ablation is not None:
+        made[LOGITS] = [
+            fingerprint(LOGITS, s.pixels, plan.target.fingerprint, _held_out(plan, s))
+            for s in shards
         ]
     for explainer in plan.explainers:
         made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made)
@@ -127,17 +145,61 @@ def expect(plan: Plan, dtype: str) -> Expected:
         ]
         for s in plan.config.simulators
     ]
-    confidence = plan.config.simulate.confidence
-    tables[SCORES] = fingerprint(
-        SCORES, SCORE_VERSION, tables[EXPLANATIONS], simulators, confidence
-    )
+    scoring = plan.config.simulate.model_dump()
+    tables[SCORES] = fingerprint(SCORES, SCORE_VERSION, tables[EXPLANATIONS], simulators, scoring)
+    tables[SANITY] = fingerprint(SANITY, tables[SCORES])
+    tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], page)
     parts = {
         name: [part_name(table_path(name), n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts)
+    return Expected(tables, parts, _summed(plan, dtype))
+
+
+def _ablations(
+    plan: Plan, tables: dict[str, str], simulators: list[list[object]]
+) -> dict[str, str]:
+    """Fingerprints of the tables of ablation, where there is one."""
+    settings = plan.config.ablation
+    if settings is None:
+        return {}
+    classes = settings.classes
+    made = fingerprint(
+        ABLATION_VERSION,
+        *(tables[name] for name in (LOGITS, ACTIVATIONS, EXPLANATIONS)),
+        simulators,
+        settings.model_dump(exclude={"classes"}),
+        classes if classes == PREDICTED else [fingerprint_file(classes), tables[IMAGES]],
+        plan.config.images.split.seed,
+    )
+    names = [ABLATIONS]
+    names += [REPLACEMENTS] * settings.joint + [IMPORTANCE] * settings.importance
+    return {name: fingerprint(name, made) for name in names}
+
+
+def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
+    """Which rows of a shard are validation and test images."""
+    splits = plan.index.rows["split"].slice(shard.start, shard.stop - shard.start).to_pylist()
+    return [[row for row, one in enumerate(splits) if one == split] for split in ("val", "test")]
+
+
+def _summed(plan: Plan, dtype: str) -> dict[str, str]:
+    """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
+    target, config = plan.target, plan.config
+    summed = {
+        activation_column(layer, pooling): fingerprint(target.fingerprint, dtype, layer, pooling)
+        for layer, poolings in target.layers.items()
+        for pooling in poolings
+    }
+    cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
+    for explainer in plan.explainers:
+        facts: list[object] = [explainer.kind]
+        if clip := plan.clips.get(explainer.name):
+            facts = [clip.fingerprint, clip.slope, clip.shift, dtype]
+        summed[explainer.name] = fingerprint("moments", MOMENTS_VERSION, *cut, *facts)
+    return summed
 
 
 def _kept(plan: Plan, shard: Shard) -> list[object]:

@@ -9,10 +9,12 @@ whose actor is lost is recorded again by another; a lane whose files are there n
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import ray
 
 from core.errors import ConfigError, StoppedEarly
@@ -28,11 +30,13 @@ from pipeline.expected import (
 )
 from pipeline.explainers import ExplainerPlan, image_scores
 from pipeline.lanes import RecordLane, Sought
-from pipeline.moments import Layout, layout_of
+from pipeline.moment_files import Stretch, contents_file, lanes_of, layout_of
+from pipeline.moments import lane_memory, outputs_of
 from pipeline.pilot import Pilot
 from pipeline.plan import Plan
 from pipeline.rundir import Run
-from pipeline.scores import Shards, divided, read_factors
+from pipeline.running_totals import RunningTotals, waves_of
+from pipeline.scores import divided
 from pipeline.shards import DecodeShard
 from pipeline.signals import raise_if_stopped
 from pipeline.stream import (
@@ -74,40 +78,43 @@ def take_moments(
     ]
     pilot = Pilot(run, plan, workers, dtype)
     pilot.decide(expected)
-    shards = divided(plan, expected.parts[IMAGES])
-    layouts: dict[str, Layout] = {}
+    sought: list[Sought] = []
+    stretches: list[list[Stretch]] = []
+    there: set[str] = set()
     for explainer in stale:
-        made = expected.tables[tables[explainer.name]]
-        factors = read_factors(run, explainer.name)
-        layout = layout_of(plan, explainer.name, shards, factors, made)
-        if not run.folder.exists(layout.names[0]):
-            most = plan.config.fit.resolved.max_concepts
-            run.folder.write_arrays(layout.names[0], positions=pilot.positions(explainer, most))
-        layouts[explainer.name] = layout
-    lacking = {name: layout.lacking(run) for name, layout in layouts.items()}
-    lanes = sorted({lane for numbers in lacking.values() for lane in numbers})
-    if lanes:
+        contents = contents_file(explainer.name, expected)
+        if run.folder.exists(contents):
+            positions = run.folder.read_arrays(contents)["positions"]
+        else:
+            positions = pilot.positions(explainer, plan.config.fit.resolved.max_concepts)
+        layout = layout_of(run, plan, expected, explainer, positions)
+        run.folder.write_arrays(contents, **layout.arrays())
+        if lacking := layout.lacking(run):
+            run.withdraw(tables[explainer.name])
+            sought.append(_sought(run, plan, explainer, positions))
+            stretches.append(lacking)
+            there |= layout.summed(run)
+    if sought:
         bad = read_quarantine(run, expected).num_rows
         refuse_above(run, plan, bad)
-        for name in lacking:
-            run.withdraw(tables[name])
-        explainers = [e for e in stale if lacking[e.name]]
         try:
-            _Recording(
-                run, plan, expected, workers, dtype, shards, explainers, layouts, lanes
-            ).carry_out(bad, facts)
+            recording = _Recording(run, plan, expected, workers, dtype, sought, stretches, there)
+            recording.carry_out(bad, facts)
         finally:
             run.folder.write_table("quarantine.parquet", read_quarantine(run, expected))
     pilot.discard()
 
 
-def sums_bytes(sought: Sequence[Sought]) -> int:
+def sums_bytes(sought: Sequence[Sought], stretches: Sequence[Sequence[Stretch]]) -> int:
     """Bytes of all sums of a lane: concepts by concepts and neurons, for each subset of the images."""
-    return sum(
-        8 * len(one.positions) * (block.column.neurons if block.column else len(one.positions))
-        for one in sought
-        for block in one.blocks
-    )
+    total = 0
+    for one, lacking in zip(sought, stretches, strict=True):
+        concepts = len(one.positions)
+        for stretch in lacking:
+            column, new = stretch.block.column, stretch.new
+            some = concepts if new is None else len(new)
+            total += 8 * some * (column.neurons if column else concepts)
+    return total
 
 
 @dataclass
@@ -135,16 +142,20 @@ class _Recording:
         expected: Expected,
         workers: Workers,
         dtype: str,
-        shards: Shards,
-        explainers: Sequence[ExplainerPlan],
-        layouts: Mapping[str, Layout],
-        lanes: Sequence[int],
+        sought: Sequence[Sought],
+        stretches: Sequence[Sequence[Stretch]],
+        there: Collection[str],
     ) -> None:
         self.run, self.plan, self.workers = run, plan, workers
-        self.layouts = [layouts[e.name] for e in explainers]
-        self.todo = list(lanes)
-        self.lanes = self.layouts[0].lanes
-        numbers = [number for lane in lanes for number in self.lanes[lane]]
+        self.sought = sought
+        self.stretches = [stretch for lacking in stretches for stretch in lacking]
+        self.lanes = lanes_of(len(plan.shards))
+        self.outputs = {
+            lane: outputs
+            for lane in range(len(self.lanes))
+            if any(outputs := [outputs_of(lacking, lane, there) for lacking in stretches])
+        }
+        numbers = [number for lane in self.outputs for number in self.lanes[lane]]
         pending = pending_shards(run, plan, expected)
         pending = {number: pending[number] for number in numbers if number in pending}
         withdraw_pending(run, pending)
@@ -153,21 +164,43 @@ class _Recording:
             number: {t: expected.parts[t][number] for t in (QUARANTINE, *pending.get(number, []))}
             for number in numbers
         }
-        sought = [_sought(run, plan, e, layouts[e.name]) for e in explainers]
         needed = {ACTIVATIONS, *(one.table for one in sought if one.table)}
         self.models = models_of(plan, needed | {t for tables in pending.values() for t in tables})
-        refuse_beyond_memory(plan, workers, sums_bytes(sought))
-        known = [ray.put(image_scores(plan.index, e)) for e in explainers if e.kind != "open_clip"]
+        refuse_beyond_memory(plan, workers, sums_bytes(sought, stretches))
+        known = [
+            ray.put(image_scores(plan.index, explainer))
+            for explainer in plan.explainers
+            if any(one.explainer == explainer.name and one.table is None for one in sought)
+        ]
         models = (self.models.targets, self.models.clips)
         settings = (workers, dtype, plan.config.target.batch_size)
-        self.for_actor = (run.folder, *models, *settings, shards, sought, *known)
+        shards = divided(plan, expected.parts[IMAGES])
+        self.for_actor = (run.folder, *models, *settings, shards, list(sought), *known)
         self.decode = _decoder(self.models, plan.config.recordings.shard_size)
         self.ahead = _blocks_ahead(self.models, plan.config.recordings.shard_size, workers)
 
     def carry_out(self, bad: int, facts: dict[str, Any]) -> None:
-        """Record all lanes."""
-        actors = [self._new_actor() for _ in range(min(self.workers.actors, len(self.todo)))]
-        idle, queue, tries = list(actors), deque(self.todo), Counter[int]()
+        """Record all lanes, and add each wave of them to the totals once it is recorded."""
+        concepts = max(len(one.positions) for one in self.sought)
+        memory = 4 * lane_memory(self.plan, concepts)
+        waves, left = deque(waves_of(self.stretches)), set(self.outputs)
+        with RunningTotals(self.run.folder, self.stretches, memory) as totals:
+
+            def add_waves() -> None:
+                while waves and left.isdisjoint(waves[0]):
+                    totals.add(waves.popleft())
+
+            add_waves()
+            with closing(self._recorded(bad, facts)) as recorded:
+                for lane in recorded:
+                    left.remove(lane)
+                    add_waves()
+        facts["bytes"] += totals.written
+
+    def _recorded(self, bad: int, facts: dict[str, Any]) -> Generator[int]:
+        """Hand the lanes to actors in their order; numbers of lanes as their files are there."""
+        actors = [self._new_actor() for _ in range(min(self.workers.actors, len(self.outputs)))]
+        idle, queue, tries = list(actors), deque(self.outputs), Counter[int]()
         under_way: list[_Lane] = []
         progress = record_progress(self.run, self.plan, self.parts)
         counted: set[int] = set()
@@ -214,6 +247,7 @@ class _Recording:
                         facts["bytes"] += row
                         under_way.remove(lane)
                         idle.append(lane.actor)
+                        yield lane.number
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -226,7 +260,7 @@ class _Recording:
 
     def _begin(self, number: int, actor: Any) -> _Lane:
         lane = _Lane(number, actor, deque(self.lanes[number]))
-        lane.replies.append((None, actor.begin.remote(lane.waiting[0])))
+        lane.replies.append((None, actor.begin.remote(lane.waiting[0], self.outputs[number])))
         return lane
 
     def _feed(self, lane: _Lane) -> None:
@@ -241,19 +275,17 @@ class _Recording:
             lane.replies.append((number, lane.actor.add.remote(block, last)))
         if not lane.waiting and not lane.finishing:
             lane.finishing = True
-            names = [layout.lane_names[lane.number] for layout in self.layouts]
-            lane.replies.append((None, lane.actor.finish.remote(names)))
+            lane.replies.append((None, lane.actor.finish.remote()))
 
 
-def _sought(run: Run, plan: Plan, explainer: ExplainerPlan, layout: Layout) -> Sought:
+def _sought(run: Run, plan: Plan, explainer: ExplainerPlan, positions: np.ndarray) -> Sought:
     """The moments to take for an explainer."""
-    (positions,) = run.folder.read_arrays(layout.names[0]).values()
     if explainer.kind != "open_clip":
-        return Sought(explainer.name, None, None, 1.0, 0.0, positions, layout.blocks)
+        return Sought(explainer.name, None, None, 1.0, 0.0, positions)
     clip = plan.clips[explainer.name]
     texts = embed_texts(run, clip, explainer.concepts)
     table = embeddings_table(explainer.name)
-    return Sought(explainer.name, table, texts, clip.slope, clip.shift, positions, layout.blocks)
+    return Sought(explainer.name, table, texts, clip.slope, clip.shift, positions)
 
 
 def _decoder(models: Models, size: int) -> Any:

@@ -19,12 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from core.errors import RecordingError
-from core.moment_sums import MomentSum
-from core.moments import ConceptMoments, CrossMoments
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.explainers import ImageScores
-from pipeline.moments import ROWS, Block, named_arrays
+from pipeline.moments import ROWS, BlockSums, Output
 from pipeline.plan import ClipPlan, TargetPlan
 from pipeline.scorers import GpuScorer, Scorer
 from pipeline.scores import Shards
@@ -45,7 +43,6 @@ class Sought:
     shift: float
     positions: np.ndarray
     """Positions of the concepts of the moments in its list, ascending."""
-    blocks: Sequence[Block]
 
 
 class RecordLane(RecordShard):
@@ -72,13 +69,23 @@ class RecordLane(RecordShard):
         ]
         self.device = workers.device
         self._expected = 0
-        self._sums: list[_Sums] = []
+        self._outputs: list[list[Output]] = []
+        self._sums: list[BlockSums] = []
         self._batches = Batches(())
 
-    def begin(self, first: int) -> None:
-        """Forget what was summed, and wait for the shards from this one on."""
+    def begin(self, first: int, outputs: list[list[Output]]) -> None:
+        """Forget what was summed, and wait for the shards from this one on.
+
+        Args:
+            first: Number of the lane's first shard.
+            outputs: What to sum for each explainer.
+        """
         self._sums = []  # before new ones are made: a GPU may hold only one set
-        self._sums = [_Sums(one, self.device) for one in self.sought]
+        self._outputs = outputs
+        self._sums = [
+            BlockSums(len(one.positions), [(block, new) for _, block, new in some], self.device)
+            for one, some in zip(self.sought, outputs, strict=True)
+        ]
         self._batches = Batches(self.shards.subsets)
         self._expected = first
 
@@ -122,8 +129,7 @@ class RecordLane(RecordShard):
         recorded = time.perf_counter()
         masks = {s: self.shards.inside(image_ids, splits, s) for s in self.shards.subsets}
         for subset, batch in self._batches.add(rows, masks, last):
-            for scorer, total in zip(self.scorers, self._sums, strict=True):
-                total.add(subset, scorer, batch)
+            self._add(subset, batch)
         return {
             "images": len(splits),
             "quarantined": bad,
@@ -134,12 +140,22 @@ class RecordLane(RecordShard):
             "sum_seconds": time.perf_counter() - recorded,
         }
 
-    def finish(self, names: Sequence[Sequence[str]]) -> int:
-        """Write the lane's files of every explainer, block by block; returns their bytes."""
+    def _add(self, subset: str, batch: Mapping[str, np.ndarray]) -> None:
+        """Add images of a subset to the sums of every explainer."""
+        for one, scorer, outputs, sums in zip(
+            self.sought, self.scorers, self._outputs, self._sums, strict=True
+        ):
+            factors = {block.factor for _, block, _ in outputs if block.subset == subset}
+            if factors:
+                levels = scorer.levels(batch[one.table or _known_rows(one)])
+            for factor in factors:
+                sums.add(subset, factor, scorer.scores(levels, factor), batch)
+
+    def finish(self) -> int:
+        """Write the lane's files of every explainer; returns their bytes."""
         written = 0
-        for total, files in zip(self._sums, names, strict=True):
-            for name, moments in zip(files, total.taken(), strict=True):
-                written += self.folder.write_arrays(name, **named_arrays(moments))
+        for outputs, sums in zip(self._outputs, self._sums, strict=True):
+            written += sums.write(self.folder, [name for name, _, _ in outputs])
         self._sums = []
         return written
 
@@ -167,42 +183,6 @@ class Batches:
                 batch = {name: np.concatenate([g[name] for g in gathered]) for name in rows}
                 gathered.clear()
                 yield subset, batch
-
-
-class _Sums:
-    """The sums of all blocks of one explainer."""
-
-    def __init__(self, sought: Sought, device: str) -> None:
-        self.sought = sought
-        concepts = len(sought.positions)
-        self._sums: list[MomentSum | None] = [
-            MomentSum(concepts, block.column.neurons if block.column else None, device)
-            for block in sought.blocks
-        ]
-
-    def add(self, subset: str, scorer: Scorer | _Known, batch: Mapping[str, np.ndarray]) -> None:
-        """Add images of a subset to its blocks."""
-        levels = scorer.levels(batch[self.sought.table or _known_rows(self.sought)])
-        for factor in {block.factor for block in self.sought.blocks}:
-            scores = scorer.scores(levels, factor)
-            for block, total in zip(self.sought.blocks, self._sums, strict=True):
-                if (block.factor, block.subset) != (factor, subset):
-                    continue
-                assert total is not None
-                if block.column is None:
-                    total.add(scores)
-                else:
-                    total.add(scores, batch[block.column.name])
-
-    def taken(self) -> Iterator[ConceptMoments | CrossMoments]:
-        """The moments, block by block; each sum is let go once it is read."""
-        for place, block in enumerate(self.sought.blocks):
-            total, self._sums[place] = self._sums[place], None
-            assert total is not None
-            if block.column is None:
-                yield ConceptMoments.from_sum(total)
-            else:
-                yield CrossMoments.from_sum(total)
 
 
 def _known_rows(sought: Sought) -> str:

@@ -98,5 +98,6 @@ def config(folder: Path, **sections: object) -> dict[str, object]:
             {"name": "cells", "kind": "table", "path": str(folder / "concepts.parquet")},
         ],
         "recordings": {"shard_size": 100},
+        "simulate": {"metrics": ["correlation", "cosine", "auprc", "f1", "iou"]},
     }
     return base | sections

@@ -26,6 +26,7 @@ from pipeline.expected import (
     CONCEPTS,
     EXPLANATIONS,
     IMAGES,
+    SANITY,
     SCORES,
     SHARPNESS,
     SYNONYMS,
@@ -103,6 +104,7 @@ def _atlas_data(run: Run, plan: Plan) -> AtlasData:
         activations=activations,
         concept_scores=lambda explainer, factor: ConceptScores(shared(explainer), factor),
         thumbnails=thumbnails if plan.config.atlas.images else None,
+        sanity=run.read(SANITY),
         folds=plan.config.fit.resolved.folds,
     )
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 
 from core.errors import ConfigError, close_names
+from pipeline.ablate import ablate
+from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.concepts import score_concepts
 from pipeline.config import OWN_SCORE, Config, parse_config
 from pipeline.degenerate import name_degenerate
@@ -100,6 +102,7 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
     if run.folder.is_file():
         raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
     plan = prepare(config)
+    refuse_impossible_ablation(plan)
     print(plan_line(plan), file=sys.stderr, flush=True)
     try:
         run.folder.write("run.yaml", resolved_yaml(config).encode())
@@ -136,7 +139,7 @@ def refit_length(url: str | Path, by: str | None = None, tolerance: float | None
         raise ConfigError(
             f"{run.folder.url!r} has no paths to choose from yet; 'neuroscribe run' makes them"
         )
-    return execute(config, url, ["fit", "simulate", "report"])
+    return execute(config, url, ["fit", "simulate", "ablate", "report"])
 
 
 def plan_line(plan: Plan) -> str:
@@ -167,6 +170,7 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
         "moments": lambda: _moments(run, plan, expected),
         "fit": lambda: fit(run, plan, expected),
         "simulate": lambda: simulate(run, plan, expected),
+        "ablate": lambda: ablate(run, plan, expected, workers),
         "report": lambda: report(run, plan, expected),
     }
     last = max(STAGES.index(stage) for stage in stages)

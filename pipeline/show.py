@@ -16,6 +16,7 @@ from pipeline.expected import EXPLANATIONS, SCORES, STAGES
 from pipeline.progress import duration
 from pipeline.run import Summary, summarise
 from pipeline.rundir import Run
+from pipeline.text_table import table_lines
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -58,21 +59,7 @@ def _mean_lines(summary: Summary) -> list[str]:
         )
         for m in summary.means
     ]
-    return _table(head, rows, right=(3, 4, 5))
-
-
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
-) -> list[str]:
-    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.rjust(width) if n in right else cell.ljust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return lines
+    return table_lines(head, rows, right=(3, 4, 5))
 
 
 def status_facts(run: Run) -> dict[str, Any]:
@@ -113,7 +100,7 @@ def status_lines(run: Run) -> list[str]:
                 entry.get("reason") or entry.get("progress") or "",
             )
         )
-    lines = [facts["run"], *_table(head, rows, right=(2, 3, 4, 5)), ""]
+    lines = [facts["run"], *table_lines(head, rows, right=(2, 3, 4, 5)), ""]
     lines.append(f"  {facts['images']:,} images used, {facts['quarantined']:,} quarantined")
     if facts["neurons"]:
         lines.append(f"  neurons: {_counts(facts['neurons'])}")
@@ -139,7 +126,7 @@ def layer_lines(infos: Sequence[LayerInfo]) -> list[str]:
         )
         for info in infos
     ]
-    return _table(head, rows, right=(3,))
+    return table_lines(head, rows, right=(3,))
 
 
 def equation(row: dict[str, Any]) -> str:
@@ -218,7 +205,7 @@ def _path_lines(path: list[dict[str, Any]], scores: list[dict[str, Any]]) -> lis
         for r in path
     ]
     right = range(1, len(head))
-    return lines + ["  " + line for line in _table(head, rows, right=list(right))]
+    return lines + ["  " + line for line in table_lines(head, rows, right=list(right))]
 
 
 def _term_lines(chosen: dict[str, Any]) -> list[str]:
@@ -239,7 +226,7 @@ def _term_lines(chosen: dict[str, Any]) -> list[str]:
     ]
     rows.append(("", "all terms", _percent(sum(s or 0.0 for s in chosen["shares"])), "", ""))
     head = ("weight", "concept", "of variance", "found again", "or nearly as well")
-    table = _table(head, rows, right=(0, 2, 3))
+    table = table_lines(head, rows, right=(0, 2, 3))
     return ["", *("  " + line for line in table), ""]
 
 

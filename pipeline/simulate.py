@@ -8,7 +8,7 @@ named `explainer` is the explainer's own concept scores: a check of the fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,17 @@ from core.concept_scores import sharpened
 from core.correlation import explanation_correlations
 from core.errors import ConceptError
 from pipeline.chance import layer_p_values, with_p_values
-from pipeline.config import OWN_SCORE
+from pipeline.config import OWN_SCORE, SimulateConfig
 from pipeline.engine import run_tasks
-from pipeline.expected import ACTIVATIONS, EXPLANATIONS, SCORES, Expected
+from pipeline.expected import ACTIVATIONS, EXPLANATIONS, SANITY, SCORES, Expected
 from pipeline.fingerprints import fingerprint
 from pipeline.fit import BLOCK
+from pipeline.measures import agreement, measures_of
 from pipeline.moments import StoredMoments
 from pipeline.plan import ClipPlan, Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
+from pipeline.sanity import sanity_table
 from pipeline.scores import (
     ScoreSource,
     Shards,
@@ -37,7 +39,7 @@ from pipeline.scores import (
     read_rows,
     shards_of,
 )
-from pipeline.sparse_weights import sparse_weights
+from pipeline.sparse_weights import simulated_activations, sparse_weights
 from pipeline.storage import Folder
 from pipeline.targets import columns_of
 
@@ -56,23 +58,30 @@ SCORE_SCHEMA = pa.schema(
         ("ci_low", pa.float64()),
         ("ci_high", pa.float64()),
         ("selection_gap", pa.float64()),
+        ("agreement", pa.float64()),
     ]
 )
 
 
 def simulate(run: Run, plan: Plan, expected: Expected) -> None:
-    """Score every length of every explanation by every simulator, and commit the table."""
-    made = expected.tables[SCORES]
+    """Score every length of every explanation by every simulator, and commit the tables."""
+    made = expected.tables
     simulators = [plan.clips[simulator.name] for simulator in plan.config.simulators]
     with run.stage("simulate") as facts:
-        if not run.is_fresh(SCORES, made):
+        if not all(run.is_fresh(table, made[table]) for table in (SCORES, SANITY)):
             run.withdraw(SCORES)
+            run.withdraw(SANITY)
             _score_blocks(run, plan, simulators, made, facts)
 
 
 def _score_blocks(
-    run: Run, plan: Plan, simulators: Sequence[ClipPlan], whole: str, facts: dict[str, Any]
+    run: Run,
+    plan: Plan,
+    simulators: Sequence[ClipPlan],
+    made: Mapping[str, str],
+    facts: dict[str, Any],
 ) -> None:
+    settings = plan.config.simulate
     columns = columns_of(plan)
     explanations = run.read(EXPLANATIONS)
     shards = shards_of(run, plan)
@@ -82,6 +91,7 @@ def _score_blocks(
     names: list[str] = []
     calls: list[tuple[Any, ...]] = []
     layers: list[tuple[Any, ...]] = []
+    singles: list[tuple[Any, ...]] = []
     resumed = 0
     for explainer in plan.explainers:
         stored = StoredMoments(run, plan, explainer)
@@ -105,8 +115,11 @@ def _score_blocks(
             about = (recorded, list(zip(sources, softened, strict=True)))
             factor = stored.factors[column.layer, column.pooling]
             layers.append((layer.filter(marked).combine_chunks(), places, *about, factor, *levels))
+            single = layer.filter(pc.equal(layer["length"], 1)).combine_chunks()
+            # The explainer's own scores come first among the simulators.
+            singles.append((single, places, recorded, factor, softened[0], levels[0]))
             for start in range(0, column.neurons, BLOCK):
-                block = fingerprint(whole, explainer.name, column.name, start)
+                block = fingerprint(made[SCORES], explainer.name, column.name, start)
                 name = part_name(WORK, len(names), block)
                 names.append(name)
                 neurons = layer["neuron"]
@@ -123,7 +136,7 @@ def _score_blocks(
                         places,
                         *about,
                         factor,
-                        plan.config.simulate.confidence,
+                        settings,
                         *levels,
                     )
                 )
@@ -133,7 +146,10 @@ def _score_blocks(
         progress.advance(calls[position][2].num_rows)
     table = pa.concat_tables([run.folder.read_table(name) for name in names])
     table = with_p_values(table, _p_values(layers))
-    facts |= {"rows": table.num_rows, "bytes": run.write(SCORES, "scores.parquet", table, whole)}
+    trusted = sanity_table(singles, settings.metrics, settings.top)
+    size = run.write(SANITY, "sanity.parquet", trusted, made[SANITY])
+    size += run.write(SCORES, "scores.parquet", table, made[SCORES])
+    facts |= {"rows": table.num_rows, "bytes": size}
     run.prune(WORK, [])
     progress.close(f"{1 + len(simulators)} simulators, own score included")
 
@@ -178,7 +194,7 @@ def score_block(
     activations: np.ndarray,
     simulators: Sequence[tuple[str, bool]],
     factor: float,
-    confidence: float,
+    settings: SimulateConfig,
     *levels: np.ndarray,
 ) -> None:
     """Score the explanations of a block of neurons and write their rows.
@@ -191,14 +207,16 @@ def score_block(
         activations: Recorded activations on test images, (images, neurons).
         simulators: Names, and whether their levels are logits, in the order of `levels`.
         factor: Sharpness: what logits are multiplied by.
-        confidence: Coverage of the intervals.
+        settings: Metrics, and the coverage of the intervals.
         levels: For each simulator, logits or scores on test images, (images, concepts).
     """
     weights, used = sparse_weights(explanations, places)
     neurons = explanations["neuron"].to_numpy()
     head = explanations.select(["layer", "pooling", "neuron", "explainer", "length", "chosen"])
-    tables = []
     validation = explanations["val_correlation"].to_numpy()
+    marked = np.flatnonzero(head["chosen"].to_numpy() & (head["length"].to_numpy() > 0))
+    chosen = explanations.take(pa.array(marked))
+    found, simulated = [], []
     for (simulator, logits), scores in zip(simulators, levels, strict=True):
         if len(scores) != len(activations):
             raise ConceptError(
@@ -209,15 +227,35 @@ def score_block(
         known = sharpened(known, factor) if logits else known
         terms = np.ascontiguousarray(known.T, dtype=np.float64)
         # The bias shifts every prediction alike and leaves the correlation as it is.
-        found = explanation_correlations(activations, weights, terms, neurons, confidence)
-        results = (found.correlation, found.low, found.high)
-        columns = dict(zip(("correlation", "ci_low", "ci_high"), results, strict=True))
+        correlation = explanation_correlations(
+            activations, weights, terms, neurons, settings.confidence
+        )
+        found.append((correlation.correlation, correlation.low, correlation.high))
+        simulated.append(simulated_activations(chosen, weights[marked], known))
+    measures = measures_of(settings.metrics, settings.top)
+    del measures["correlation"]
+    agreed = agreement(simulated)
+    actual = activations[:, neurons[marked]]
+    tables = []
+    for place, (simulator, _) in enumerate(simulators):
+        columns = dict(zip(("correlation", "ci_low", "ci_high"), found[place], strict=True))
         # How much better validation looked than test, to the same eyes: the price of choosing.
         same = simulator == OWN_SCORE
         columns["selection_gap"] = np.where(same, validation - columns["correlation"], np.nan)
+        of_chosen = {"agreement": agreed[place]} | {
+            name: measure(actual, simulated[place]) for name, measure in measures.items()
+        }
+        for measure_name, values in of_chosen.items():
+            columns[measure_name] = np.full(len(neurons), np.nan)
+            columns[measure_name][marked] = values
         content = {n: head[n] for n in head.column_names} | {
             "simulator": [simulator] * len(neurons)
         }
         content |= {n: pa.array(values, from_pandas=True) for n, values in columns.items()}
-        tables.append(pa.table(content).select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA))
-    folder.write_table(name, pa.concat_tables(tables))
+        tables.append(pa.table(content).select([*SCORE_SCHEMA.names, *measures]))
+    folder.write_table(name, pa.concat_tables(tables).cast(_schema(measures)))
+
+
+def _schema(measures: Iterable[str]) -> pa.Schema:
+    """Columns of the scores, with those of the measures that were asked for."""
+    return pa.schema([*SCORE_SCHEMA, *((measure, pa.float64()) for measure in measures)])

@@ -1,4 +1,4 @@
-"""Explanations as a sparse matrix of weights."""
+"""Explanations as a sparse matrix of weights, and what they predict."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def sparse_weights(explanations: pa.Table, places: Mapping[str, int]) -> tuple[A
     rows = np.repeat(np.arange(len(lengths)), lengths)
     shape = (len(lengths), len(used))
     return sparse.csr_array((values, (rows, local)), shape=shape), used
+
+
+def simulated_activations(explanations: pa.Table, weights: Any, scores: np.ndarray) -> np.ndarray:
+    """What explanations predict, their bias included, (images, explanations).
+
+    Args:
+        explanations: Rows of the explanations table.
+        weights: Their weights, as `sparse_weights` gives them.
+        scores: Scores of the used concepts, (images, used concepts).
+    """
+    bias = explanations["bias"].to_numpy()
+    simulated: np.ndarray = (weights @ scores.T.astype(np.float64)).T + bias
+    return simulated

@@ -177,7 +177,8 @@ def planted(
             "odd": [float("nan"), None, np.float32(0.5), HOSTILE[1] if hostile else "text"],
         },
         explanations=pa.table(explained, schema=pa.schema(list(EXPLANATION_TYPES.items()))),
-        scores=pa.table(scored, schema=pa.schema(list(SCORE_TYPES.items()))),
+        scores=measured(pa.table(scored, schema=pa.schema(list(SCORE_TYPES.items())))),
+        sanity=pa.Table.from_pylist(SANITY),
         concepts=pa.table(
             {
                 "explainer": [explainer for explainer in scores for _ in names],
@@ -211,6 +212,16 @@ def planted(
     )
 
 
+def measured(scores: pa.Table) -> pa.Table:
+    """Scores with p-values, q-values and a cosine of chosen explanations, all functions of them."""
+    chosen = np.array(scores["chosen"].to_pylist(), bool)
+    r = np.array(scores["correlation"].to_pylist(), float)
+    for name, values in {"p_value": (1 - r) / 9, "q_value": (1 - r) / 8, "cosine": r / 2}.items():
+        column = pa.array(np.where(chosen, values, np.nan), from_pandas=True)
+        scores = scores.append_column(name, column)
+    return scores
+
+
 def synonyms_of(names: Sequence[str], term: int, concepts: int) -> list[str]:
     """What could stand in for a term: the next concepts of the list, none for every third."""
     return [names[(term + step) % concepts] for step in range(1, term % 3 + 1)]
@@ -231,6 +242,18 @@ def shuffled(data: AtlasData, seed: int) -> AtlasData:
     return replace(data, scores=data.scores.take(pa.array(order)))
 
 
+SANITY = [
+    {
+        "explainer": explainer,
+        "metric": metric,
+        "neurons": 30,
+        "missing_share": share,
+        "extra_share": 1.0,
+        "passes": share > 0.9,
+    }
+    for explainer in ("attributes", "clip")
+    for metric, share in (("correlation", 0.97), ("cosine", 0.4))
+]
 EXPLANATION_TYPES = {
     "layer": pa.string(),
     "pooling": pa.string(),

@@ -387,6 +387,32 @@ def test_degenerate_concepts_are_counted_and_named(data: AtlasData, overview: An
     ]
 
 
+def test_measures_of_chosen_explanations_read_back_and_above_chance_is_counted(
+    data: AtlasData, files: Files, overview: Any
+) -> None:
+    assert overview["measures"] == ["p_value", "q_value", "cosine"]
+    found = records(files, overview)
+    names = [explainer["name"] for explainer in overview["explainers"]]
+    seen = 0
+    above = {(name, simulator): [0, 0] for name in names for simulator in overview["simulators"]}
+    for row in data.scores.filter(data.scores["chosen"]).to_pylist():
+        own = found[row["layer"], row["pooling"], row["neuron"]][0]["by"]
+        values = own[names.index(row["explainer"])]["measures"]
+        place = overview["simulators"].index(row["simulator"])
+        expected = [row[name] for name in overview["measures"]]
+        assert values[place] == pytest.approx(expected, rel=0.51e-4)
+        above[row["explainer"], row["simulator"]][0] += row["q_value"] <= 0.05
+        above[row["explainer"], row["simulator"]][1] += 1
+        seen += 1
+    assert seen > 100
+    for explainer in overview["explainers"]:
+        for simulator, scores in zip(overview["simulators"], explainer["scores"], strict=True):
+            counts = above[explainer["name"], simulator]
+            assert scores["above_chance"] == (counts if counts[1] else None)
+        assert [row[0] for row in explainer["sanity"]] == ["correlation", "cosine"]
+        assert [row[-1] for row in explainer["sanity"]] == [True, False]
+
+
 def test_every_image_that_is_shown_has_a_name_and_a_picture(
     data: AtlasData, files: Files, overview: Any
 ) -> None:

@@ -171,6 +171,7 @@ def shows_what_each_term_is_worth(
         if score["neuron"] == 65 and score["chosen"] and score["simulator"] == "explainer":
             gap = f"{score['selection_gap']:+.2f}".replace("-", "−")
             assert f"selection gap {gap if float(gap[1:]) else '0.00'}" in shown
+            assert f"p {score['p_value']:.3f}, q {score['q_value']:.3f}" in shown
 
 
 @needs_browser

@@ -27,6 +27,8 @@ def test_the_demo_explains_a_real_network_better_than_chance(
     means = mean_scores(Run.open(out))
     assert {m.simulator for m in means} == {"explainer", "clip-b"}
     assert all(m.correlation > 0.05 for m in means if m.layer == "blocks.3")
+    sanity = Run.open(out).read("sanity").to_pylist()
+    assert {(row["explainer"], row["metric"]) for row in sanity} >= {("clip", "correlation")}
 
 
 def test_too_few_pictures_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 import pipeline.lanes
+import pipeline.moment_files
 import pipeline.moments
 from core.errors import ConfigError
 from pipeline import planted as planted_network
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def short_lanes() -> Iterator[None]:
     """Lanes of 12, 12 and 6 shards; how long they are is decided in this process alone."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(pipeline.moments, "LANE", LANE)
+    patch.setattr(pipeline.moment_files, "LANE", LANE)
     yield
     patch.undo()
 
@@ -275,7 +276,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     config, out = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(sections(folder, "test")))
     program = (
-        f"import pipeline.moments; pipeline.moments.LANE = {LANE}; "
+        f"import pipeline.moment_files; pipeline.moment_files.LANE = {LANE}; "
         "import sys; from pipeline.cli import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", program, "run", str(config), "--out", str(out)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from pipeline import planted as planted_network
 from pipeline.config import parse_config
@@ -98,6 +99,42 @@ def test_scores_equal_numpy_correlation_of_predictions_made_from_the_tables(run:
         assert row["ci_low"] <= row["correlation"] <= row["ci_high"]
         checked += 1
     assert checked >= NEURONS * 3
+
+
+def test_measures_of_chosen_explanations_equal_scikit_learns_on_the_tables(run: Run) -> None:
+    test = np.array(run.read("images")["split"].to_pylist()) == "test"
+    scores = np.stack(run.read("concept_scores/cells")["score"].to_numpy()).astype(float)[test]
+    recorded = np.stack(run.read("activations")["act.neurons.avg"].to_numpy()).astype(float)[test]
+    found = explanations(run)
+    count = int(np.ceil(0.05 * test.sum()))
+    checked = 0
+    for row in run.read("scores").to_pylist():
+        if not row["chosen"] or row["length"] == 0:
+            assert row["cosine"] is row["auprc"] is row["f1"] is row["iou"] is None
+            continue
+        explanation = found[row["neuron"], row["length"]]
+        columns = [NAMES.index(name) for name in explanation["concepts"]]
+        predicted = scores[:, columns] @ np.array(explanation["weights"]) + explanation["bias"]
+        actual = recorded[:, row["neuron"]]
+        on, called = (v >= np.sort(v)[-count] for v in (actual, predicted))
+        assert row["auprc"] == pytest.approx(average_precision_score(on, predicted), abs=1e-12)
+        assert row["f1"] == pytest.approx(f1_score(on, called), abs=1e-12)
+        assert row["iou"] == pytest.approx(jaccard_score(on, called), abs=1e-12)
+        cosine = actual @ predicted / np.linalg.norm(actual) / np.linalg.norm(predicted)
+        assert row["cosine"] == pytest.approx(cosine, abs=1e-10)
+        assert row["agreement"] is None  # there is no other model
+        checked += 1
+    assert checked == NEURONS
+
+
+def test_correlation_is_a_measure_that_notices_wrong_labels(run: Run) -> None:
+    rows = {row["metric"]: row for row in run.read("sanity").to_pylist()}
+    assert list(rows) == ["auprc", "correlation", "cosine", "f1", "iou"]
+    assert all(row["neurons"] >= 15 for row in rows.values())
+    assert rows["correlation"]["passes"]
+    for row in rows.values():
+        shares = (row["missing_share"], row["extra_share"])
+        assert row["passes"] == all(share >= 0.9 for share in shares)
 
 
 def test_neurons_that_cannot_be_explained_have_a_row_and_a_status(

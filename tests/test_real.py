@@ -229,26 +229,31 @@ def test_simulated_scores_are_predictions_at_the_sharpness_of_the_layer(
     texts = (shared / "data/concepts-imagenet.txt").read_text().splitlines()
     test = np.array(run.read("images")["split"].to_pylist()) == "test"
     other = logits(run, shared, "embeddings/other", "tinyclip-b", texts)[test]
+    own = logits(run, shared, "embeddings/clip", "tinyclip-a", texts)[test]
     key = ("layer", "pooling", "neuron", "explainer", "length")
     table = run.read("explanations")
     table = table.filter(table["chosen"])
     scores = run.read("scores")
     found = {
-        tuple(row[k] for k in key): row["correlation"]
+        (*(row[k] for k in key), row["simulator"]): row
         for row in scores.filter(scores["chosen"]).to_pylist()
-        if row["simulator"] == "other"
     }
     rows = [row for row in table.to_pylist() if row["explainer"] == "clip" and row["length"]][::97]
     assert len(rows) > 10
     for row in rows:
         factor = factors["clip", row["layer"], row["pooling"]]
-        known = 1 / (1 + np.exp(-factor * other[:, [texts.index(c) for c in row["concepts"]]]))
+        places = [texts.index(c) for c in row["concepts"]]
+        known, fitted = (1 / (1 + np.exp(-factor * values[:, places])) for values in (other, own))
         actual = np.stack(
             run.read("activations")[f"act.{row['layer']}.{row['pooling']}"].to_numpy()
         )
         predicted = known @ np.array(row["weights"])
         expected = np.corrcoef(predicted, actual[test, row["neuron"]].astype(float))[0, 1]
-        assert found[tuple(row[k] for k in key)] == pytest.approx(expected, abs=1e-4)
+        address = tuple(row[k] for k in key)
+        assert found[*address, "other"]["correlation"] == pytest.approx(expected, abs=1e-4)
+        agreed = np.corrcoef(predicted, fitted @ np.array(row["weights"]))[0, 1]
+        for simulator in ("other", "explainer"):
+            assert found[*address, simulator]["agreement"] == pytest.approx(agreed, abs=1e-4)
 
 
 def test_another_model_predicts_the_network_better_than_chance(summary: Summary) -> None:

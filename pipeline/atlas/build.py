@@ -46,6 +46,7 @@ SCRIPTS = (
     "charts.js",
     "plots.js",
     "sharpness.js",
+    "measures.js",
     "overview.js",
     "table.js",
     "terms.js",

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int, UInt8
 
 from core.errors import RecordingError
-from pipeline.atlas.data import FIT_CHECK, AtlasData
+from pipeline.atlas.data import FIT_CHECK, MEASURES, AtlasData
 
 STATUSES = ("ok", "constant", "dead", "low-variance", "failed")
 ABSENT = 255
@@ -74,6 +74,8 @@ class ExplainerCatalogue:
     """Validation minus test correlation by the explainer itself; NaN where there is none."""
     scores: Float[np.ndarray, "simulators neurons lengths 3"]
     """Correlation and the ends of its interval; NaN where there is none."""
+    measures: Float[np.ndarray, "measures simulators neurons"]
+    """What chosen explanations were measured by beside correlation; NaN where there is none."""
     factors: tuple[float, ...]
     """Distinct factors on the logits of the concept scores, sharpest first."""
     level: UInt8[np.ndarray, " neurons"]
@@ -105,6 +107,8 @@ class Catalogue:
     simulators: tuple[str, ...]
     """Simulators in the order of the scores table; the explainer's own fit check comes last."""
     explainers: tuple[ExplainerCatalogue, ...]
+    measures: tuple[str, ...] = ()
+    """Names of what chosen explanations were measured by, as columns of the scores table."""
 
     @property
     def neurons(self) -> int:
@@ -137,6 +141,7 @@ def catalogue_of(data: AtlasData) -> Catalogue:
     known = _first_seen(data.concepts["explainer"])
     names = known + [name for name in _first_seen(explanations["explainer"]) if name not in known]
     lengths = int(pc.max(explanations["length"]).as_py() or 0) if len(explanations) else 0
+    measures = tuple(name for name in MEASURES if name in data.scores.column_names)
 
     explainers = []
     for name in names:
@@ -148,14 +153,16 @@ def catalogue_of(data: AtlasData) -> Catalogue:
         sharpness = data.sharpness.filter(pc.equal(data.sharpness["explainer"], name))
         factors, level = _levels(name, sharpness, groups)
         tables = (own, scores, concepts)
-        explainers.append(_explainer(name, *tables, groups, simulators, lengths, factors, level))
+        explainers.append(
+            _explainer(name, *tables, groups, simulators, lengths, measures, factors, level)
+        )
     strangers = set(_first_seen(data.scores["explainer"])) - {part.name for part in explainers}
     if strangers:
         raise RecordingError(
             f"the scores name {', '.join(map(repr, sorted(strangers)))} as explainer, but no "
             "explanation comes from there; build both tables from one run"
         )
-    return Catalogue(tuple(groups), tuple(simulators), tuple(explainers))
+    return Catalogue(tuple(groups), tuple(simulators), tuple(explainers), measures)
 
 
 def _explainer(
@@ -166,6 +173,7 @@ def _explainer(
     groups: Sequence[NeuronGroup],
     simulators: Sequence[str],
     max_length: int,
+    measures: Sequence[str],
     factors: tuple[float, ...],
     level: UInt8[np.ndarray, " neurons"],
 ) -> ExplainerCatalogue:
@@ -203,6 +211,7 @@ def _explainer(
     positions, term_concepts = np.unique(columns, return_inverse=True)
 
     scores = np.full((len(simulators), total, max_length + 1, 3), np.nan)
+    measured = np.full((len(measures), len(simulators), total), np.nan)
     gap = np.full(len(table), np.nan)
     if len(score_table):
         place = {simulator: number for number, simulator in enumerate(simulators)}
@@ -218,6 +227,9 @@ def _explainer(
             )
         for part, key in enumerate(("correlation", "ci_low", "ci_high")):
             scores[by, scored, scored_length, part] = _floats(score_table[key])
+        marked = scored_length == chosen[scored]
+        for part, key in enumerate(measures):
+            measured[part, by[marked], scored[marked]] = _floats(score_table[key])[marked]
         gaps = _floats(score_table["selection_gap"])
         known = np.isfinite(gaps)
         gap[rows[scored[known], scored_length[known]]] = gaps[known]
@@ -240,6 +252,7 @@ def _explainer(
         validation=_floats(table["val_correlation"]),
         gap=gap,
         scores=scores,
+        measures=measured,
         factors=factors,
         level=level,
     )

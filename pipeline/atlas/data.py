@@ -44,6 +44,19 @@ SCORE_COLUMNS = (
     "ci_high",
     "selection_gap",
 )
+MEASURES = (
+    "p_value",
+    "q_value",
+    "agreement",
+    "cosine",
+    "auprc",
+    "f1",
+    "iou",
+    "ablation_norm",
+    "ablation_optim",
+)
+"""Columns of scores that only chosen explanations have; those that are there are shown."""
+
 SHARPNESS_COLUMNS = ("explainer", "layer", "pooling", "factor", "val_correlation", "chosen")
 DEGENERATE_COLUMNS = ("explainer", "concept", "status", "same_as")
 CONCEPT_COLUMNS = ("explainer", "position", "concept")
@@ -109,6 +122,9 @@ class AtlasData:
     thumbnails: Callable[[Sequence[int]], Iterator[tuple[int, bytes]]] | None = None
     """Rows of images -> ``(row, JPEG bytes)`` of small pictures (96-128 px), in any order. A
     row that cannot be shown may be left out. None builds an atlas without pictures."""
+
+    sanity: pa.Table | None = None
+    """What each measure did in the two sanity tests; None where they were not made."""
 
     folds: int = 0
     """Folds of the training images that ``stability`` was counted over; 0 if it was not."""

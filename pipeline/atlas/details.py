@@ -12,7 +12,8 @@ record for each of `NEURONS_PER_SHARD` consecutive neurons of the group:
   activations of the overview's sample of images);
 * ``by``: for each explainer null, or ``status``, ``chosen`` (the chosen length, 0 for none),
   ``concepts`` (numbers of the concepts used at any length), ``synonyms`` (for each term of the
-  chosen length the texts that could stand in for it, or null) and ``path``, a list over lengths of
+  chosen length the texts that could stand in for it, or null), ``measures`` (for each simulator the
+  values of the overview's ``measures``, or null) and ``path``, a list over lengths of
   ``[length, bias, train correlation, validation correlation, terms, weights, scores, shares,
   stability, gap]``, where terms index ``concepts``, scores hold ``[correlation, low, high]`` or
   null per simulator, shares are of the neuron's variance, stability is the share of folds that
@@ -147,6 +148,10 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
     scores = correlations(explainer.scores[:, start + place, lengths])
     simulators = explainer.scores.shape[0]
 
+    measured = np.moveaxis(explainer.measures[:, :, start:stop], 0, -1)
+    known = np.isfinite(measured).any(axis=-1)
+    marks_of, names = significant(measured), measured.shape[-1]
+
     records: list[Record | None] = []
     for neuron in range(start, stop):
         status = int(explainer.status[neuron])
@@ -159,6 +164,10 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
                     "chosen": int(explainer.chosen[neuron]),
                     "concepts": [],
                     "synonyms": None,
+                    "measures": [
+                        marks_of[at * names : (at + 1) * names] if known.flat[at] else None
+                        for at in range(neuron - start, known.size, stop - start)
+                    ],
                     "path": [],
                 }
             )

@@ -20,13 +20,16 @@ from pipeline.atlas.details import NEURONS_PER_SHARD
 from pipeline.atlas.encode import correlations, plain
 from pipeline.atlas.samples import CONCEPTS_PER_SHARD, IMAGES_PER_SHARD
 
-FORMAT = 2
+FORMAT = 3
 """Version of the atlas's shards; the page refuses others."""
 
 SCORE_BINS = 80
 """Equal bins of scores from -1 to 1."""
 
 TOP_CONCEPTS = 40
+
+ABOVE_CHANCE = 0.05
+"""A score is above chance where its q-value is at most this: the share of false discoveries."""
 
 NAMED_CONCEPTS = 500
 """At most so many degenerate concepts of an explainer are named; all are counted."""
@@ -84,6 +87,8 @@ def overview_of(
         "concepts_per_shard": CONCEPTS_PER_SHARD,
         "simulators": list(catalogue.simulators),
         "fit_check": FIT_CHECK,
+        "measures": list(catalogue.measures),
+        "above_chance": ABOVE_CHANCE,
         "folds": data.folds,
         "nearly": NEARLY,
         "explainers": [_explainer(part, catalogue, data) for part in catalogue.explainers],
@@ -108,12 +113,16 @@ def _explainer(
         "top": _top_concepts(explainer),
         "sharpness": _sharpness(explainer, catalogue, data),
         "degenerate": _degenerate(explainer.name, data),
+        "sanity": _sanity(explainer.name, data),
         "scores": [
             {
                 "all": _distribution(scores),
                 "groups": [_distribution(scores[g.start : g.stop]) for g in catalogue.groups],
+                "above_chance": above,
             }
-            for scores in explainer.chosen_scores()
+            for scores, above in zip(
+                explainer.chosen_scores(), _above_chance(explainer, catalogue), strict=True
+            )
         ],
     }
 
@@ -152,6 +161,24 @@ def _degenerate(name: str, data: AtlasData) -> dict[str, object]:
         "counts": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         "names": [[row["concept"], row["status"], row["same_as"]] for row in rows[:NAMED_CONCEPTS]],
     }
+
+
+def _above_chance(explainer: ExplainerCatalogue, catalogue: Catalogue) -> list[list[int] | None]:
+    """For each simulator the neurons above chance and those that were tested, or None."""
+    if "q_value" not in catalogue.measures:
+        return [None] * len(catalogue.simulators)
+    found = explainer.measures[catalogue.measures.index("q_value")]
+    return [
+        [int((q <= ABOVE_CHANCE).sum()), int(np.isfinite(q).sum())] if np.isfinite(q).any() else None
+        for q in found
+    ]
+
+
+def _sanity(name: str, data: AtlasData) -> list[list[object]]:
+    """What each measure did: name, neurons, shares that fell in either test, whether it passes."""
+    rows = [] if data.sanity is None else data.sanity.to_pylist()
+    keys = ("metric", "neurons", "missing_share", "extra_share", "passes")
+    return [[row[key] for key in keys] for row in rows if row["explainer"] == name]
 
 
 def _distribution(scores: Float[np.ndarray, " neurons"]) -> dict[str, object]:

@@ -40,6 +40,7 @@
     const terms = atlas.termsTable(overview.folds, largest);
     const trouble = h("div", {});
     const scores = h("div", { class: "scores" });
+    const measures = h("div", {}, atlas.measuresTable(overview, record.measures));
     const label = h("span", { class: "now" });
     const curves = curvesOf(overview, path);
     const chart = plots.path(lengths, curves, record.chosen);
@@ -67,10 +68,11 @@
       chart.mark(one.length);
       slider.setAttribute("aria-valuetext", format.counted(one.length, "concept"));
       drawScores(scores, overview, one);
+      measures.hidden = !chosen;
       if (sampled && scatter) scatter.draw(predict(one, sampled, actual.length));
     }
 
-    const card = h("article", { class: "explanation" }, title, equation, terms.element, scores, trouble,
+    const card = h("article", { class: "explanation" }, title, equation, terms.element, scores, measures, trouble,
       h("div", { class: "panels" },
         h("div", { class: "panel" },
           h("h3", {}, "Length ", label, " ", reset),

@@ -16,6 +16,7 @@
         tiles(overview)),
       explainers.length > 0 && overview.simulators.length > 0 ? byLayer(overview) : "",
       atlas.sharpness(overview),
+      atlas.sanity(overview),
       h("div", { class: "columns" }, explainers.map((explainer) => concepts(overview, explainer))),
       h("div", { class: "columns" },
         h("section", {}, h("h2", {}, "Lengths of explanations"),
@@ -47,13 +48,15 @@
       const all = explainer.scores[s].all;
       if (!all.count) return;
       const check = simulator === overview.fit_check;
+      const above = explainer.scores[s].above_chance;
       list.push(h("li", { class: check ? "tile check" : "tile" },
         h("span", { class: "big" }, format.score(all.mean)),
         h("span", { class: "what" }, check
           ? [h("b", {}, text(explainer.name)), ", fit check by itself"]
           : [h("b", {}, text(explainer.name)), " simulated by ", h("b", {}, text(simulator))]),
         h("span", { class: "more" },
-          `median ${format.score(all.median)} \u00b7 ${format.counted(all.count, "neuron")}`)));
+          `median ${format.score(all.median)} \u00b7 ${format.counted(all.count, "neuron")}`,
+          above && ` \u00b7 ${format.percent(above[0] / above[1], 3)} above chance`)));
     }));
     if (!list.length) {
       return h("p", { class: "notice" }, "These explanations have not been scored yet.");
@@ -69,6 +72,10 @@
           "A ", h("b", {}, "fit check"), " uses the explainer\u2019s own concept scores",
           simulated ? "; only another model, the simulator, can tell whether the words themselves predict the neuron."
             : ". This run has no simulator: whether the words themselves predict the neuron was not tested by another model.",
+        ],
+        overview.measures.includes("q_value") && [
+          " A score is ", h("b", {}, "above chance"), " where it beats those of the other neurons\u2019 explanations for the same neuron, ",
+          `at a false-discovery rate of ${format.percent(overview.above_chance)} over the network.`,
         ]),
     ];
   }

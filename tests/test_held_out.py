@@ -1,0 +1,85 @@
+"""No test image is used to fit, choose, filter or scale: corrupting them all changes no explanation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.config import parse_config
+from pipeline.demo.attributes import CONCEPTS
+from pipeline.demo.config import demo_config
+from pipeline.demo.dataset import write_dataset
+from pipeline.run import execute
+from pipeline.rundir import Run
+
+IMAGES = 400
+FITTED = ("record", "concepts", "sharpen", "moments", "fit")
+CHOSEN = ("sharpness", "degenerate_concepts", "paths", "explanations")
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def explained(folder: Path, keep: str) -> Run:
+    config: dict[str, Any] = demo_config(folder)
+    config["target"] = {
+        "model": "timm:test_efficientnet",
+        "weights": "random:0",
+        "layers": ["conv_head"],
+    }
+    config["recordings"] = {"keep": keep, "shard_size": 100}
+    config["fit"] = {"max_length": 4, "folds": 2}
+    execute(parse_config(config, base=folder), folder / keep, FITTED)
+    return Run.open(folder / keep)
+
+
+def corrupt_test_images(folder: Path, run: Run) -> int:
+    """Replace every test image by noise and turn every one of its attributes round."""
+    images = run.read("images")
+    test = images.filter(pa.compute.equal(images["split"], "test"))["path"].to_pylist()
+    names = {Path(path).name for path in test}
+    rng = np.random.default_rng(0)
+    for name in names:
+        noise = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "images" / name, quality=92)
+    manifest = pq.read_table(folder / "manifest.parquet")
+    wrong = np.array([Path(path).name in names for path in manifest["path"].to_pylist()])
+    for concept in CONCEPTS:
+        place = manifest.column_names.index(concept)
+        values = manifest[concept].to_numpy() ^ wrong
+        manifest = manifest.set_column(place, manifest.field(place), pa.array(values))
+    pq.write_table(manifest, folder / "manifest.parquet")
+    return int(wrong.sum())
+
+
+@pytest.mark.parametrize("keep", ["all", "test"])
+def test_corrupted_test_images_change_no_explanation_by_a_bit(tmp_path: Path, keep: str) -> None:
+    runs = []
+    for name in ("sound", "corrupted"):
+        folder = tmp_path / name
+        write_dataset(folder, IMAGES, seed=5)
+        if runs:
+            assert corrupt_test_images(folder, runs[0]) > 50
+        runs.append(explained(folder, keep))
+    sound, corrupted = runs
+    for table in CHOSEN:
+        assert sound.read(table).equals(corrupted.read(table)), table
+    for explainer in ("attributes", "clip"):
+        ours, theirs = (run.parts(f"moments/{explainer}") for run in runs)
+        for one, other in zip(ours, theirs, strict=True):
+            found, expected = sound.folder.read_arrays(one), corrupted.folder.read_arrays(other)
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+    # The corruption is there: test rows differ, and no others do.
+    table = "activations"
+    columns = [np.stack(run.read(table)["act.conv_head.avg"].to_numpy()) for run in runs]
+    kept = sound.read("images")["split"].to_pylist()
+    splits = np.array(kept if keep == "all" else [split for split in kept if split == "test"])
+    changed = (columns[0] != columns[1]).any(axis=1)
+    assert changed[splits == "test"].all()
+    assert not changed[splits != "test"].any()
