@@ -4,12 +4,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate
+.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate bench-ablation bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -50,3 +50,11 @@ bench-planted: .venv/installed-dev
 # Correlation with intervals, measures and null distribution, against plain loops.
 bench-simulate: .venv/installed-dev
 	$(BIN)/python benchmarks/simulate.py --results benchmarks/results/simulate.json
+
+# Ablation at a linear head, against the published loop.
+bench-ablation: .venv/installed-dev
+	$(BIN)/python benchmarks/ablation.py --results benchmarks/results/ablation.json
+
+# Every figure and test that needs a GPU, under nine minutes; what is not installed is named and skipped.
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py

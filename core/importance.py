@@ -101,6 +101,6 @@ def importance_shares(
         count = max(1, math.ceil(fraction * len(q) * (1 - 1e-12)))
         edge = ranked[count - 1]
         above, tied = q > edge, q == edge
-        left = (count - above.sum(dim=0)) / tied.sum(dim=0).clamp_min(1)
+        left = (count - above.sum(dim=0)).double() / tied.sum(dim=0).clamp_min(1)
         shares.append(((size * above).sum(dim=0) + left * (size * tied).sum(dim=0)) / total)
     return torch.stack(shares, dim=1)

@@ -1,10 +1,16 @@
 """Fewer images for an ablation score: a draw in which images that matter are likelier.
 
 Where every replaced activation costs a pass through a network, a score is estimated from some of the test
-images. Few of them carry most of a neuron's loss, so they are drawn, with replacement, with probability
-proportional to |q − mean|, to first order what an image adds to the denominator, mixed with a share of
-equal chances, so that no image weighs too much. Weighted by 1 / probability, sums over the draws are
-unbiased for sums over all images; `core.ablation.ablation_scores` takes the weights and gives the error.
+images, drawn with replacement. Weighted by 1 / probability, sums over the draws are unbiased for sums over
+all images, and `core.ablation.ablation_scores` takes the weights and gives the error of their ratio.
+
+That error is least when an image's chance is proportional to the residual |x − R y|, with x and y its
+changes of loss at the prediction and at the mean and R = Σx / Σy. To first order a change of loss is the
+shift of the activation times a slope, and the slope is ‖p − onehot(y)‖, by how much the network doubts the
+label, times what only a pass can tell. Shifts and doubts are known of every image, so chances follow
+‖p − onehot(y)‖ · ||ŝ − q| − R|q − mean||, mixed with a share of equal chances, so that no image weighs too
+much. (|q − mean| alone, the first-order size of the denominator, did worse than equal chances: the images
+that tell a prediction from the mean are not those where the neuron is far from it.)
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import softmax
 
 from core.errors import ConfigError, ShapeError
 
@@ -30,6 +37,51 @@ class Draws:
     """1 / (draws · probability): a weighted sum over draws estimates the sum over all images."""
 
 
+def doubts(
+    logits: Float[np.ndarray, "images classes"],
+    labels: Int[np.ndarray, " images"],
+    temperature: float,
+) -> Float[np.ndarray, " images"]:
+    """The norm of the gradient of each image's cross-entropy by logits / temperature: ‖p − onehot(y)‖.
+
+    Args:
+        logits: The network's own.
+        labels: Index of each image's class.
+        temperature: As for the losses.
+
+    Returns:
+        From 0, where the network is sure of the label, to √2, where it is sure of another class.
+    """
+    error = softmax(logits.astype(np.float64) / temperature, axis=1)
+    error[np.arange(len(labels)), labels] -= 1
+    return np.asarray(np.linalg.norm(error, axis=1))
+
+
+def first_order_importance(
+    recorded: Float[np.ndarray, " images"],
+    replaced: Float[np.ndarray, "images explanations"],
+    mean: float,
+    doubt: Float[np.ndarray, " images"],
+) -> Float[np.ndarray, " images"]:
+    """How much each image matters to the ablation scores of one neuron's explanations, to first order.
+
+    Args:
+        recorded: Pooled activations q of one neuron.
+        replaced: The activations ŝ that it is to take, a column for each explanation that the draw is for.
+        mean: Its mean activation.
+        doubt: As from `doubts`.
+
+    Returns:
+        ‖p − onehot(y)‖ · ||ŝ − q| − R|q − mean||, as a root of the mean square over explanations.
+    """
+    away = np.abs(recorded.astype(np.float64) - mean)
+    missed = np.abs(replaced.astype(np.float64) - recorded[:, None])
+    whole = (doubt * away).sum()
+    ratio = (doubt[:, None] * missed).sum(axis=0) / whole if whole > 0 else 0.0
+    residual = missed - ratio * away[:, None]
+    return np.asarray(doubt * np.sqrt(np.square(residual).mean(axis=1)))
+
+
 def draw_images(
     importance: Float[np.ndarray, " images"],
     draws: int,
@@ -39,8 +91,7 @@ def draw_images(
     """Draws images with replacement, likelier the more important they are.
 
     Args:
-        importance: Not negative, in any unit; |q − mean| for ablation scores. Where all are zero, all images
-            are equally likely.
+        importance: Not negative, in any unit. Where all are zero, all images are equally likely.
         draws: How many.
         rng: The same generator in the same state gives the same draws.
         equal: Share of the chances that is the same for all images, in (0, 1].

@@ -8,6 +8,7 @@ alone; on a GPU the same sums are float64 matrix products over whole blocks.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -118,41 +119,55 @@ class _CpuBlock:
         right_before: np.ndarray,
         between: float,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Add a shard, and the squared distance of its means from those before; its means."""
+        """Add a shard, and the squared distance of its means from those before; its means.
+
+        That distance is one more row below the centred columns, so that one product adds both. The
+        columns of the left are centred once, since each meets every tile of the right.
+        """
         rows, columns = self._sums.shape
         left_mean, right_mean = np.empty(rows), np.empty(columns)
-        other = left if right is None else right
         width = LEFT_TILE if self.symmetric else RIGHT_TILE
-        for a in range(0, max(rows, 1), LEFT_TILE):
-            left_mean[a : a + LEFT_TILE], p = centred_columns(left[:, a : a + LEFT_TILE], LEFT_TILE)
-            for b in range(a if self.symmetric else 0, columns, width):
-                right_mean[b : b + width], q = centred_columns(other[:, b : b + width], width)
-                tile = p.T @ q
-                if self.symmetric and a == b:
-                    tile = np.triu(tile) + np.triu(tile, 1).T
-                place = self._sums[a : a + LEFT_TILE, b : b + width]
-                place += tile[: place.shape[0], : place.shape[1]]
-                if between:
-                    shift = left_mean[a : a + LEFT_TILE] - left_before[a : a + LEFT_TILE]
-                    with np.errstate(invalid="ignore"):
-                        other_shift = right_mean[b : b + width] - right_before[b : b + width]
-                        place += between * (shift[:, None] * other_shift)
-                if self.symmetric and a != b:
-                    self._sums[b : b + width, a : a + LEFT_TILE] = place.T
-                if not self.symmetric and a == 0:
-                    np.square(q, out=q)
-                    squares = self._squares[b : b + width]
-                    squares += q.sum(axis=0)[: len(squares)]
-                    if between:
-                        with np.errstate(invalid="ignore"):
-                            squares += between * (other_shift * other_shift)
-        return left_mean, right_mean
+
+        def tile(values: np.ndarray, mean: np.ndarray, before: np.ndarray, size: int) -> Any:
+            mean[:], centred = centred_columns(values, size, spare=1)
+            if between:
+                centred[len(values), : len(mean)] = math.sqrt(between) * (mean - before)
+            return centred
+
+        inner = [
+            tile(left[:, a], left_mean[a], left_before[a], LEFT_TILE)
+            for a in _slices(rows, LEFT_TILE)
+        ]
+        scratch = np.empty((LEFT_TILE, width))
+        for number, b in enumerate(_slices(columns, width)):
+            if right is None:
+                q = inner[number]
+            else:
+                q = tile(right[:, b], right_mean[b], right_before[b], width)
+            for p, a in zip(inner, _slices(rows, LEFT_TILE), strict=True):
+                if self.symmetric and a.start > b.start:
+                    break
+                np.matmul(p.T, q, out=scratch)
+                found = np.triu(scratch) + np.triu(scratch, 1).T if q is p else scratch
+                place = self._sums[a, b]
+                place += found[: place.shape[0], : place.shape[1]]
+                if self.symmetric and q is not p:
+                    self._sums[b, a] = place.T
+            if right is not None:
+                np.square(q, out=q)
+                self._squares[b] += q.sum(axis=0)[: len(self._squares[b])]
+        return left_mean, right_mean if right is not None else left_mean
 
     def products(self) -> np.ndarray:
         return self._sums
 
     def squares(self) -> np.ndarray:
         return self._squares
+
+
+def _slices(columns: int, width: int) -> list[slice]:
+    """Columns in tiles, the last one as wide as is left."""
+    return [slice(a, min(a + width, columns)) for a in range(0, columns, width)]
 
 
 class _GpuBlock:

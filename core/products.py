@@ -23,16 +23,24 @@ RIGHT_TILE: Final = 240
 _ROWS: Final = 64
 
 
-def padded(values: Shaped[np.ndarray, "rows columns"], tile: int) -> Float[np.ndarray, "r c"]:
-    """The values in float64, with zeros up to whole tiles of columns and whole groups of rows."""
+def padded(
+    values: Shaped[np.ndarray, "rows columns"], tile: int, spare: int = 0
+) -> Float[np.ndarray, "r c"]:
+    """The values in float64, with zeros up to whole tiles of columns and whole groups of rows.
+
+    Args:
+        values: Any real type.
+        tile: Columns of a tile.
+        spare: Rows of zeros that there must be at least.
+    """
     rows, columns = values.shape
-    out = np.zeros((-(-rows // _ROWS) * _ROWS, -(-columns // tile) * tile))
+    out = np.zeros((-(-(rows + spare) // _ROWS) * _ROWS, -(-columns // tile) * tile))
     out[:rows, :columns] = values
     return out
 
 
 def centred_columns(
-    values: Shaped[np.ndarray, "rows columns"], tile: int
+    values: Shaped[np.ndarray, "rows columns"], tile: int, spare: int = 0
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, "r c"]]:
     """Means of the columns, and the columns without their means.
 
@@ -42,13 +50,14 @@ def centred_columns(
     Args:
         values: Any real type, at least one row. Arithmetic is in float64.
         tile: As for `padded`; at least 2.
+        spare: As for `padded`.
 
     Returns:
         The means, and the centred columns, padded. A column that holds a value that is not finite
         has mean NaN and zeros.
     """
     rows, columns = values.shape
-    centred = padded(values, tile)
+    centred = padded(values, tile, spare)
     inside = centred[:rows]
     finite = np.isfinite(inside).all(axis=0)
     inside[:, ~finite] = 0.0

@@ -98,7 +98,7 @@ class _Stage:
             if head is not None:
                 scored.append(layer.exactly(head))
             else:
-                scored.append(layer.by_curves(self.pool, self._rows, self.shards, expand))
+                scored.append(layer.again(self.pool, self._rows, self.shards, expand))
         self._write(scored)
 
     def _rows(self, shard: int) -> pa.Table:
@@ -162,7 +162,7 @@ class _Stage:
         if self.settings.importance:
             tables[IMPORTANCE] = pa.concat_tables([layer.importance for layer in scored])
         if self.settings.joint:
-            tables[REPLACEMENTS] = pa.concat_tables([layer.joint for layer in scored])
+            tables[REPLACEMENTS] = pa.concat_tables([layer.replacements for layer in scored])
         for name, table in tables.items():
             made = self.expected.tables[name]
             self.facts["bytes"] += self.run.write(name, f"{name}.parquet", table, made)

@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 
 from actors.replay import Head
-from core.ablation import norm_lines
-from core.joint_replacement import JointLosses, joint_losses
-from pipeline.ablation_blocks import BLOCK, Block, score_by_curves, score_exactly
+from core.joint_replacement import JointLosses
+from pipeline.ablation_blocks import BLOCK, Block, normed, replace_all, score_block
 from pipeline.ablation_config import AblationConfig
-from pipeline.curves import Rerun, Values, block_of, finite
+from pipeline.ablation_tables import importance_rows, replacement_rows, score_rows
+from pipeline.curves import Rerun, Together, Values
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS
 from pipeline.fingerprints import fingerprint
 from pipeline.held_out import Known, Simulations, held_out, training_mean
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.replays import Replayers
+from pipeline.replays import Replacements, Replayers
 from pipeline.rundir import Run, part_name
 from pipeline.scores import shards_of
 from pipeline.targets import Column
 
 WORK = "work/ablation"
-
-JOINT_SCHEMA = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("pooling", pa.string()),
-        ("explainer", pa.string()),
-        ("simulator", pa.string()),
-        ("neurons", pa.int32()),
-        ("images", pa.int32()),
-        *(
-            (name, pa.float64())
-            for name in (
-                "accuracy",
-                "accuracy_replaced",
-                "accuracy_mean",
-                "loss",
-                "loss_replaced",
-                "loss_mean",
-                "accuracy_kept",
-                "loss_kept",
-            )
-        ),
-    ]
-)
 
 
 class Work:
@@ -79,7 +54,7 @@ class Scored:
     name: str
     ablations: pa.Table
     importance: pa.Table | None
-    joint: pa.Table | None
+    replacements: pa.Table | None
     error: float | None = None
     """Error of loss curves at recorded activations, as a share of the change of loss at the mean."""
 
@@ -111,29 +86,38 @@ class Layer:
             for simulator, simulated in source.of(column).items():
                 self._sought.append((source.explainer, simulator))
                 self._simulated.append(simulated)
-        # Needed by all: a layer that cannot be read fails here, not in every task.
-        self._normed = [
-            ray.remote(_normed).remote(self._known, self._recorded, self._mean, simulated)
-            for simulated in self._simulated
-        ]
 
     def exactly(self, head: Head) -> Scored:
         """Score all neurons by algebra."""
         neurons = np.arange(self.column.neurons)
         weight = ray.put(head.weight)
-        shared = (self._known, self._recorded, self._mean, weight, *self._simulated)
+        shared = (self._known, self._recorded, self._mean, weight)
         blocks = self._blocks(neurons)
-        calls = [(self.run.folder, block, *shared) for block in blocks if self._lacks(block)]
-        self._carry_out(score_exactly, calls, len(neurons))
-        joint = None
+        calls = [
+            (self.run.folder, block, *shared, *self._simulated)
+            for block in blocks
+            if self.work.lacks(*(n for n in (block.scores, block.importance) if n is not None))
+        ]
+        progress = Progress(f"ablate: {self.column.layer}", len(neurons), "neurons")
+        progress.resume_from(len(neurons) - sum(len(call[1].neurons) for call in calls))
+        for _, count in run_tasks(score_block, calls):
+            progress.advance(count)
+        progress.close(f"{len(self._sought)} simulations, own scores included")
+        read = self.run.folder.read_table
+        found = None
         if self.settings.joint:
-            jobs = [
-                (self._known, self._recorded, self._mean, weight, normed) for normed in self._normed
-            ]
-            joint = self._joint(dict(run_tasks(_replace_all, jobs)))
-        return self._scored(blocks, joint)
+            jobs = [(*shared, target) for target in self._normed()]
+            replaced = dict(run_tasks(replace_all, jobs))
+            found = self._together([replaced[n] for n in range(len(jobs))])
+        shares = [read(block.importance) for block in blocks if block.importance is not None]
+        return Scored(
+            name=self.column.name,
+            ablations=pa.concat_tables([read(block.scores) for block in blocks]),
+            importance=pa.concat_tables(shares) if shares else None,
+            replacements=found,
+        )
 
-    def by_curves(
+    def again(
         self,
         pool: Replayers,
         rows: Callable[[int], pa.Table],
@@ -150,33 +134,54 @@ class Layer:
         """
         neurons = self._sample()
         recorded, mean = ray.get([self._recorded, self._mean])
-        values = Values(self.column, recorded, mean, ray.get(self._normed))
-        rerun = Rerun(values, neurons, self.known, shards, self.settings, self.seed)
-        numbers = np.unique(shards).tolist()
-        names = [self.work.name("curves", self.column.name, n, suffix="npz") for n in numbers]
-        todo = [(n, name) for n, name in zip(numbers, names, strict=True) if self.work.lacks(name)]
-        progress = Progress(f"ablate: {self.column.layer} again", len(numbers), "shards")
-        progress.resume_from(len(numbers) - len(todo))
-        calls = ((rows(n), (self.run.folder, name, rerun.of_shard(n, expand))) for n, name in todo)
-        for _ in pool.map("losses", calls):
-            progress.advance(1)
-        progress.close(f"{rerun.passes():,} replacements")
-        parts = [self.run.folder.read_arrays(name) for name in names]
-        curves = rerun.curves(parts)
-        blocks = self._blocks(neurons)
-        calls_of_blocks = [
-            (
-                *(self.run.folder, block, self._known, self._recorded, self._mean),
-                *(ray.put(block_of(curves, slice(start, start + BLOCK))), *self._simulated),
-            )
-            for start, block in zip(range(0, len(neurons), BLOCK), blocks, strict=True)
-            if self._lacks(block)
-        ]
-        self._carry_out(score_by_curves, calls_of_blocks, len(neurons))
-        joint = None
+        values = Values(
+            column=self.column,
+            neurons=neurons,
+            recorded=recorded[:, neurons].astype(np.float64),
+            mean=mean[neurons],
+            simulated=[s[:, neurons] for s in ray.get(self._simulated)],
+        )
+        together = None
         if self.settings.joint:
-            joint = self._joint(dict(enumerate(rerun.joint(parts))))
-        return self._scored(blocks, joint, rerun.error(curves))
+            means = np.broadcast_to(mean.astype(np.float32), recorded.shape)
+            together = Together(recorded, [*ray.get(self._normed()), means])
+        rerun = Rerun(values, self.known, shards, self.settings, self.seed, expand, together)
+
+        def carried_out(what: str, asked: Callable[[int], Replacements]) -> list[Any]:
+            """The parts of all shards, those that are not there yet from the actors."""
+            numbers = np.unique(shards).tolist()
+            names = [self.work.name(what, self.column.name, n, suffix="npz") for n in numbers]
+            lacking = [
+                pair for pair in zip(numbers, names, strict=True) if self.work.lacks(pair[1])
+            ]
+            progress = Progress(f"ablate: {what} {self.column.layer}", len(numbers), "shards")
+            progress.resume_from(len(numbers) - len(lacking))
+            calls = ((rows(n), (self.run.folder, name, asked(n))) for n, name in lacking)
+            for _ in pool.map("losses", calls):
+                progress.advance(1)
+            progress.close(f"{len(neurons):,} neurons")
+            return [self.run.folder.read_arrays(name) for name in names]
+
+        error = None
+        if "optim" in self.settings.scores:
+            error = rerun.fit(carried_out("fit lines of", rerun.for_lines))
+        parts = carried_out("score", rerun.for_scores)
+        tables = []
+        for (n, kind), found in rerun.scores(parts).items():
+            if kind in self.settings.scores:
+                about = (self.column, neurons, self._lengths[self._sought[n][0]], self._sought[n])
+                line, draws = rerun.lines[n, kind], rerun.test
+                tables.append(score_rows(*about, kind, line, found, draws.images(), draws.exact))
+        importance = None
+        if self.settings.importance:
+            importance = importance_rows(self.column, neurons, rerun.shares(parts))
+        return Scored(
+            name=self.column.name,
+            ablations=pa.concat_tables(tables),
+            importance=importance,
+            replacements=self._together(rerun.joint(parts)) if together else None,
+            error=error,
+        )
 
     def _lengths_of(self, source: Simulations) -> np.ndarray:
         rows = source.explanations(self.column)
@@ -204,7 +209,7 @@ class Layer:
                     column=self.column,
                     neurons=neurons[start : start + BLOCK],
                     kinds=self.settings.scores,
-                    simulated=self._sought,
+                    sought=self._sought,
                     lengths=self._lengths,
                     scores=self.work.name("scores", *words),
                     importance=importance if self.settings.importance else None,
@@ -212,69 +217,14 @@ class Layer:
             )
         return blocks
 
-    def _lacks(self, block: Block) -> bool:
-        return self.work.lacks(*(n for n in (block.scores, block.importance) if n is not None))
-
-    def _carry_out(self, task: Any, calls: Sequence[tuple[Any, ...]], total: int) -> None:
-        progress = Progress(f"ablate: {self.column.layer}", total, "neurons")
-        progress.resume_from(total - sum(len(call[1].neurons) for call in calls))
-        for position, _ in run_tasks(task, calls):
-            progress.advance(len(calls[position][1].neurons))
-        progress.close(f"{len(self._sought)} simulations, own scores included")
-
-    def _joint(self, found: Mapping[int, JointLosses]) -> pa.Table:
-        rows = [
-            {
-                "layer": self.column.layer,
-                "pooling": self.column.pooling,
-                "explainer": explainer,
-                "simulator": simulator,
-                "neurons": int((self._lengths[explainer] > 0).sum()),
-                "images": int(self.known.test.sum()),
-                **asdict(found[n]),
-                "accuracy_kept": _number(found[n].accuracy_kept),
-                "loss_kept": _number(found[n].loss_kept),
-            }
-            for n, (explainer, simulator) in enumerate(self._sought)
+    def _normed(self) -> list[Any]:
+        """References to what all neurons take by `norm`, for each simulation."""
+        task = ray.remote(normed)
+        return [
+            task.remote(self._known, self._recorded, self._mean, simulated)
+            for simulated in self._simulated
         ]
-        return pa.Table.from_pylist(rows, schema=JOINT_SCHEMA)
 
-    def _scored(
-        self, blocks: Sequence[Block], joint: pa.Table | None, error: float | None = None
-    ) -> Scored:
-        read = self.run.folder.read_table
-        ablations = pa.concat_tables([read(block.scores) for block in blocks])
-        importance = [read(block.importance) for block in blocks if block.importance is not None]
-        whole = pa.concat_tables(importance) if importance else None
-        return Scored(self.column.name, ablations, whole, joint, error)
-
-
-def _normed(
-    known: Known, recorded: np.ndarray, mean: np.ndarray, simulated: np.ndarray
-) -> np.ndarray:
-    """Simulated activations by `norm`, (images, neurons) float32; the mean where there are none."""
-    out = np.empty(simulated.shape, np.float32)
-    for start in range(0, simulated.shape[1], BLOCK):
-        some = slice(start, start + BLOCK)
-        q, s = (torch.from_numpy(v[:, some].astype(np.float64)) for v in (recorded, simulated))
-        found = norm_lines(q[known.val], s[known.val]).values(s).numpy()
-        out[:, some] = np.where(np.isfinite(found), found, mean[some])
-    return out
-
-
-def _replace_all(
-    known: Known, recorded: np.ndarray, mean: np.ndarray, weight: np.ndarray, normed: np.ndarray
-) -> JointLosses:
-    """Accuracy and loss of test images with all neurons before a linear head replaced."""
-    columns = torch.from_numpy(weight).double()
-    actual = recorded[known.test].astype(np.float64)
-    logits, labels = (torch.from_numpy(v[known.test]) for v in (known.logits, known.labels))
-    replaced, at_mean = (
-        logits.double() + torch.from_numpy(finite(values - actual)) @ columns.T
-        for values in (normed[known.test], mean)
-    )
-    return joint_losses(logits, replaced, at_mean, labels, known.temperature)
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    def _together(self, found: Sequence[JointLosses]) -> pa.Table:
+        images = int(self.known.test.sum())
+        return replacement_rows(self.column, self._lengths, self._sought, found, images)

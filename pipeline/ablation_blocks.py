@@ -1,12 +1,12 @@
-"""Scoring a block of neurons: changes of loss → ablation scores and importance, written by Ray tasks.
+"""Neurons before a linear head, block by block: scores and importance by algebra over all images.
 
-Where a linear head follows the layer, changes of loss are algebra over all images. Elsewhere they are
-read off loss curves of drawn images, each neuron its own, that `pipeline.curves` has gathered.
+The tasks of this module take what is known of validation and test images from Ray's object store. A
+block's rows are written as parts, so that a restart goes on with the next block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,43 +15,16 @@ import torch
 from torch import Tensor
 
 from core.ablation import ablation_scores, norm_lines, optimal_lines
-from core.importance import FRACTIONS, impacts, importance_shares
+from core.importance import impacts, importance_shares
+from core.joint_replacement import JointLosses, joint_losses
 from core.linear_head import LinearHead, correct_after
-from core.loss_curves import LossCurves
+from pipeline.ablation_tables import importance_rows, score_rows
 from pipeline.held_out import Known
 from pipeline.storage import Folder
 from pipeline.targets import Column
 
 #: Neurons that one task scores.
 BLOCK = 128
-
-ABLATION_SCHEMA = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("pooling", pa.string()),
-        ("neuron", pa.int32()),
-        ("explainer", pa.string()),
-        ("length", pa.int32()),
-        ("simulator", pa.string()),
-        ("kind", pa.string()),
-        ("score", pa.float64()),
-        ("standard_error", pa.float64()),
-        ("images", pa.int32()),
-        ("c", pa.float64()),
-        ("d", pa.float64()),
-        ("exact", pa.bool_()),
-    ]
-)
-
-IMPORTANCE_SCHEMA = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("pooling", pa.string()),
-        ("neuron", pa.int32()),
-        ("fraction", pa.float64()),
-        ("share", pa.float64()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +35,7 @@ class Block:
     neurons: np.ndarray
     kinds: Sequence[str]
     """`norm`, `optim`."""
-    simulated: Sequence[tuple[str, str]]
+    sought: Sequence[tuple[str, str]]
     """Explainer and simulator of each matrix of simulated activations."""
     lengths: Mapping[str, np.ndarray]
     """By explainer, the length of each neuron's chosen explanation; 0 where it has none."""
@@ -72,196 +45,100 @@ class Block:
     """Part to write, if the importance of high activations is asked for."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Loss curves of the images that were drawn for some neurons, of one split."""
-
-    rows: np.ndarray
-    """(draws, neurons): images among those known."""
-    weights: np.ndarray | None
-    """(draws, neurons): what each counts for; None where all images were taken."""
-    losses: np.ndarray
-    """(neurons, draws, nodes)."""
-
-
-@dataclass(frozen=True)
-class Curves:
-    """What running the rest of the network again has shown of some neurons."""
-
-    low: np.ndarray
-    high: np.ndarray
-    val: Drawn
-    test: Drawn
-    zero: np.ndarray | None
-    """(test images, neurons): losses with the neuron at zero."""
-    zero_correct: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Images of one split as each neuron of a block has them."""
-
-    rows: np.ndarray
-    """(images, neurons)."""
-    recorded: Tensor
-    changes: Callable[[Tensor], Tensor]
-    weights: Tensor | None = None
-
-    def take(self, values: np.ndarray, neurons: np.ndarray) -> Tensor:
-        """Values (images, neurons of the layer) of these images and neurons, float64."""
-        return torch.from_numpy(values[self.rows, neurons].astype(np.float64))
-
-    def weighted(self, values: Tensor) -> Tensor:
-        """Changes, each as often as it counts: sums estimate those over all images."""
-        changes = self.changes(values)
-        return changes if self.weights is None else changes * self.weights
-
-
-def score_exactly(
+def score_block(
     folder: Folder,
     block: Block,
     known: Known,
-    activations: np.ndarray,
+    recorded: np.ndarray,
     mean: np.ndarray,
     weight: np.ndarray,
     *simulated: np.ndarray,
 ) -> int:
-    """Score a block before a linear head; returns the bytes written.
+    """Score a block and write its parts; returns the number of neurons.
 
     Args:
         folder: The run.
         block: The neurons.
         known: Logits and classes of the images.
-        activations: Recorded activations, (images, neurons of the layer).
+        recorded: Recorded activations, (images, neurons of the layer).
         mean: Mean of each neuron of the layer on training images.
         weight: Weights of the head, (classes, neurons of the layer).
         simulated: Simulated activations, (images, neurons of the layer) each.
     """
     columns = torch.from_numpy(np.ascontiguousarray(weight[:, block.neurons]))
     middle = torch.from_numpy(mean[block.neurons])
-    splits = {}
-    for name, inside in (("val", known.val), ("test", known.test)):
-        rows = np.flatnonzero(inside)[:, None]
-        logits, labels = (torch.from_numpy(v[inside]) for v in (known.logits, known.labels))
-        recorded = torch.from_numpy(activations[rows, block.neurons].astype(np.float64))
-        typical = middle - recorded
-        head = LinearHead(logits, labels, columns, known.temperature, typical)
-
-        def changes(values: Tensor, head: LinearHead = head, q: Tensor = recorded) -> Tensor:
-            return head.changes(values - q)
-
-        splits[name] = _Split(rows, recorded, changes)
-    size = _write_scores(folder, block, known, activations, splits, middle, simulated, exact=True)
-    if block.importance is not None:
-        test = splits["test"]
-        zero = torch.zeros_like(test.recorded)
-        correct = correct_after(logits, labels, columns, -test.recorded)
-        size += _write_importance(folder, block, known, test.recorded, test.changes(zero), correct)
-    return size
-
-
-def score_by_curves(
-    folder: Folder,
-    block: Block,
-    known: Known,
-    activations: np.ndarray,
-    mean: np.ndarray,
-    curves: Curves,
-    *simulated: np.ndarray,
-) -> int:
-    """Score a block by loss curves of drawn images; otherwise as `score_exactly`."""
-    middle = torch.from_numpy(mean[block.neurons])
-    low, high = torch.from_numpy(curves.low), torch.from_numpy(curves.high)
-    splits = {}
-    for name, drawn in (("val", curves.val), ("test", curves.test)):
-        recorded = torch.from_numpy(activations[drawn.rows, block.neurons].astype(np.float64))
-        fitted = LossCurves(low, high, torch.from_numpy(drawn.losses), recorded)
-        weights = None if drawn.weights is None else torch.from_numpy(drawn.weights)
-        splits[name] = _Split(drawn.rows, recorded, fitted.changes, weights)
-    size = _write_scores(folder, block, known, activations, splits, middle, simulated, exact=False)
-    if block.importance is not None:
-        assert curves.zero is not None
-        assert curves.zero_correct is not None
-        recorded = _of(activations, known.test, block)
-        change = torch.from_numpy(curves.zero - known.loss[known.test][:, None])
-        correct = torch.from_numpy(curves.zero_correct > 0.5)
-        size += _write_importance(folder, block, known, recorded, change, correct)
-    return size
-
-
-def _of(values: np.ndarray, inside: np.ndarray, block: Block) -> Tensor:
-    """Values of some images, and of the block's neurons, float64."""
-    return torch.from_numpy(values[inside][:, block.neurons].astype(np.float64))
-
-
-def _write_scores(
-    folder: Folder,
-    block: Block,
-    known: Known,
-    activations: np.ndarray,
-    splits: Mapping[str, _Split],
-    mean: Tensor,
-    simulated: Sequence[np.ndarray],
-    exact: bool,
-) -> int:
-    val, test = splits["val"], splits["test"]
-    count = len(block.neurons)
-    at_mean = test.changes(mean.expand(len(test.rows), count))
-    images = [len(np.unique(rows)) for rows in np.broadcast_to(test.rows, at_mean.shape).T]
+    q_val, q_test = (of(recorded, inside, block.neurons) for inside in (known.val, known.test))
+    logits, labels = (torch.from_numpy(v[known.test]) for v in (known.logits, known.labels))
+    test = LinearHead(logits, labels, columns, known.temperature, middle - q_test)
+    at_mean = test.changes(middle - q_test)
+    if "optim" in block.kinds:
+        seen, right = (torch.from_numpy(v[known.val]) for v in (known.logits, known.labels))
+        val = LinearHead(seen, right, columns, known.temperature, middle - q_val)
     tables = []
-    for (explainer, simulator), predictions in zip(block.simulated, simulated, strict=True):
-        lengths = block.lengths[explainer][block.neurons]
+    for sought, predictions in zip(block.sought, simulated, strict=True):
+        s_val, s_test = (of(predictions, v, block.neurons) for v in (known.val, known.test))
         for kind in block.kinds:
             if kind == "norm":
-                lines = norm_lines(*(_of(v, known.val, block) for v in (activations, predictions)))
+                lines = norm_lines(q_val, s_val)
             else:
-                seen = val.take(predictions, block.neurons)
-                lines = optimal_lines(val.weighted, val.recorded, seen)
-            replaced = test.changes(lines.values(test.take(predictions, block.neurons)))
-            found = ablation_scores(replaced, at_mean, test.weights)
-            content = {
-                "layer": [block.column.layer] * count,
-                "pooling": [block.column.pooling] * count,
-                "neuron": block.neurons,
-                "explainer": [explainer] * count,
-                "length": lengths,
-                "simulator": [simulator] * count,
-                "kind": [kind] * count,
-                "images": images,
-                "exact": [exact] * count,
-            }
-            numbers = {
-                "score": found.score,
-                "standard_error": found.standard_error,
-                "c": lines.c,
-                "d": lines.d,
-            }
-            content |= {
-                n: pa.array(np.where(np.isfinite(v), v, np.nan), from_pandas=True)
-                for n, v in ((n, v.numpy()) for n, v in numbers.items())
-            }
-            table = pa.table(content).select(ABLATION_SCHEMA.names).cast(ABLATION_SCHEMA)
-            tables.append(table.filter(pa.array(lengths > 0)))
-    return folder.write_table(block.scores, pa.concat_tables(tables))
+                lines = optimal_lines(lambda values: val.changes(values - q_val), q_val, s_val)
+            found = ablation_scores(test.changes(lines.values(s_test) - q_test), at_mean)
+            images = [len(q_test)] * len(block.neurons)
+            about = (block.column, block.neurons, block.lengths[sought[0]], sought, kind)
+            tables.append(score_rows(*about, lines, found, images, exact=True))
+    folder.write_table(block.scores, pa.concat_tables(tables))
+    if block.importance is not None:
+        correct = correct_after(logits, labels, columns, -q_test)
+        shares = shares_of_impact(known, q_test, test.changes(-q_test), correct)
+        folder.write_table(block.importance, importance_rows(block.column, block.neurons, shares))
+    return len(block.neurons)
 
 
-def _write_importance(
-    folder: Folder,
-    block: Block,
-    known: Known,
-    recorded: Tensor,
-    changes: Tensor,
-    correct: Tensor,
-) -> int:
-    assert block.importance is not None
+def of(values: np.ndarray, inside: np.ndarray, neurons: np.ndarray) -> Tensor:
+    """Values of some images and neurons, float64."""
+    return torch.from_numpy(values[inside][:, neurons].astype(np.float64))
+
+
+def shares_of_impact(known: Known, recorded: Tensor, changes: Tensor, correct: Tensor) -> Tensor:
+    """Shares of impact that the highest activations on test images carry, (neurons, fractions)."""
     right, loss = (torch.from_numpy(v[known.test]) for v in (known.correct, known.loss))
-    shares = importance_shares(impacts(right, correct, loss, changes), recorded).numpy()
-    count, width = shares.shape
-    content = {
-        "layer": [block.column.layer] * (count * width),
-        "pooling": [block.column.pooling] * (count * width),
-        "neuron": np.repeat(block.neurons, width),
-        "fraction": np.tile(FRACTIONS, count),
-        "share": pa.array(shares.ravel(), from_pandas=True),
-    }
-    return folder.write_table(block.importance, pa.table(content).cast(IMPORTANCE_SCHEMA))
+    return importance_shares(impacts(right, correct, loss, changes), recorded)
+
+
+def normed(
+    known: Known, recorded: np.ndarray, mean: np.ndarray, simulated: np.ndarray
+) -> np.ndarray:
+    """Simulated activations by `norm`, (images, neurons) float32; the mean where there are none."""
+    out = np.empty(simulated.shape, np.float32)
+    for start in range(0, simulated.shape[1], BLOCK):
+        some = slice(start, start + BLOCK)
+        q, s = (torch.from_numpy(v[:, some].astype(np.float64)) for v in (recorded, simulated))
+        found = norm_lines(q[known.val], s[known.val]).values(s).numpy()
+        out[:, some] = np.where(np.isfinite(found), found, mean[some])
+    return out
+
+
+def replace_all(
+    known: Known, recorded: np.ndarray, mean: np.ndarray, weight: np.ndarray, values: np.ndarray
+) -> JointLosses:
+    """Accuracy and loss of test images with all neurons of the layer at other values.
+
+    Args:
+        known: Logits and classes of the images.
+        recorded: Recorded activations, (images, neurons).
+        mean: Mean of each neuron on training images.
+        weight: Weights of the head, (classes, neurons).
+        values: What the neurons take, (images, neurons).
+    """
+    actual = recorded[known.test].astype(np.float64)
+    logits, labels = (torch.from_numpy(v[known.test]) for v in (known.logits, known.labels))
+    replaced, at_mean = (
+        logits.double() + torch.from_numpy(finite(v - actual) @ weight.T.astype(np.float64))
+        for v in (values[known.test], mean)
+    )
+    return joint_losses(logits, replaced, at_mean, labels, known.temperature)
+
+
+def finite(shifts: np.ndarray) -> np.ndarray:
+    """Shifts, zero where they are not finite: such a neuron is left as it is."""
+    return np.where(np.isfinite(shifts), shifts, shifts.dtype.type(0))

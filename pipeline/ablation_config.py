@@ -15,7 +15,8 @@ Kind = Literal["norm", "optim"]
 
 
 class AblationConfig(Strict):
-    """How much of the network's loss is kept when neurons take their simulated activations."""
+    """How much of the network's loss is kept when neurons take their simulated activations; by default
+    nothing is ablated."""
 
     layers: Annotated[list[str], Field(min_length=1)]
     """Names or patterns among the layers that `target.layers` chooses."""

@@ -23,7 +23,8 @@ from pipeline.compare import comparison_table
 from pipeline.config import OWN_SCORE
 from pipeline.dissect import dissect
 from pipeline.engine import run_tasks
-from pipeline.expected import EXPLANATIONS
+from pipeline.expected import BASELINES as BASELINES_TABLE
+from pipeline.expected import COMPARISON, EXPLANATIONS, SCORES, Expected
 from pipeline.explainers import ExplainerPlan
 from pipeline.fit import BLOCK
 from pipeline.moments import StoredMoments
@@ -95,6 +96,30 @@ def make_baselines(
     makers = {SINGLE: _single, CLIP_DISSECT: _dissected}
     tables = [makers[name](run, plan, explainer, neurons) for name in dict.fromkeys(names)]
     return pa.concat_tables([BASELINE_SCHEMA.empty_table(), *tables])
+
+
+def compare_with_baselines(run: Run, plan: Plan, expected: Expected, facts: dict[str, Any]) -> None:
+    """Make the baselines that the configuration names, score them, and commit both tables.
+
+    Without any, tables that an earlier configuration has left are withdrawn. What it has cost is
+    added to the facts.
+    """
+    tables = (BASELINES_TABLE, COMPARISON)
+    wanted = {t: expected.tables[t] for t in tables if t in expected.tables}
+    if not wanted:
+        for table in tables:
+            run.withdraw(table)
+        return
+    if all(run.is_fresh(table, made) for table, made in wanted.items()):
+        return
+    names = plan.config.simulate.baselines
+    made = pa.concat_tables([make_baselines(run, plan, e, names) for e in plan.explainers])
+    _, comparison = compare(run, plan, run.read(SCORES), made)
+    facts["rows"] = facts.get("rows", 0) + made.num_rows
+    for table, content in ((BASELINES_TABLE, made), (COMPARISON, comparison)):
+        run.withdraw(table)
+        size = run.write(table, f"{table}.parquet", content, wanted[table])
+        facts["bytes"] = facts.get("bytes", 0) + size
 
 
 def compare(run: Run, plan: Plan, ours: pa.Table, baselines: pa.Table) -> tuple[pa.Table, pa.Table]:

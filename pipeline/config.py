@@ -198,6 +198,8 @@ class SimulateConfig(Strict):
     """`auprc`, `f1`, `iou`: share of the images on which a neuron counts as on."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Coverage of the confidence intervals."""
+    baselines: list[Literal["clip-dissect", "single"]] = []
+    """Simpler explanations, made from the same recordings and compared with the linear ones."""
 
 
 class AtlasConfig(Strict):

@@ -1,31 +1,34 @@
 """Running the rest of the network again for a layer: which replacements, shard by shard, and what they show.
 
 For every neuron some validation and test images are drawn, those likelier that move away from its mean.
-In each the neuron takes the values of a few nodes; the losses there make the curves that every explanation
-is scored by. Importance and joint replacement, if asked for, take every test image. A shard is the unit of
-work and of resumption: its images are decoded once, and what comes before the layer runs once for
-several replacements.
+In the validation images it takes the values of a few nodes, and the curves of the losses there give the
+line that scales each explanation best. In the test images it then takes the scaled values themselves, so
+that nothing is interpolated in a score. Importance and joint replacement, if asked for, take every test
+image. A shard is the unit of work and of resumption: its images are decoded once, and what comes before
+the layer runs once for several replacements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from core.ablation import AblationScores, Lines, ablation_scores, norm_lines, optimal_lines
 from core.importance_sampling import draw_images
 from core.joint_replacement import JointLosses
 from core.loss_curves import LossCurves, nodes
-from pipeline.ablation_blocks import Curves, Drawn
+from pipeline.ablation_blocks import finite, shares_of_impact
 from pipeline.ablation_config import AblationConfig
 from pipeline.fingerprints import fingerprint
 from pipeline.held_out import Known
 from pipeline.replays import Replacements
 from pipeline.targets import Column
 
-#: Values of each neuron at which losses are evaluated.
+#: Values of each neuron at which losses of validation images are evaluated.
 NODES = 9
 
 #: How far the interval of the nodes goes beyond the values that are known, as a share of their range.
@@ -34,189 +37,234 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Values:
-    """Recorded and simulated activations of a layer, rows as in `Known`."""
+    """Recorded and simulated activations of the neurons that are scored, rows as in `Known`."""
 
     column: Column
+    neurons: np.ndarray
     recorded: np.ndarray
-    """(images, neurons)."""
+    """(images, neurons), float64."""
     mean: np.ndarray
-    """Mean of each neuron on training images."""
-    normed: Sequence[np.ndarray]
-    """Simulated activations by `norm`, (images, neurons) each, of every explainer and simulator."""
+    """Of training images."""
+    simulated: Sequence[np.ndarray]
+    """(images, neurons), by every explainer and simulator; NaN without an explanation."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Activations of all neurons of the layer, for replacing them at once."""
+
+    recorded: np.ndarray
+    targets: Sequence[np.ndarray]
+    """What they take, (images, neurons) each: by every explainer and simulator, and at last the mean."""
+
+    def shifts(self, rows: np.ndarray) -> np.ndarray:
+        """Shifts of all neurons in some images, one row for each target of each image, float32."""
+        recorded = self.recorded[rows].astype(np.float32)
+        stacked = np.stack([target[rows] for target in self.targets], axis=1)
+        return finite((stacked - recorded[:, None]).reshape(-1, recorded.shape[1]))
+
+
+class Draws:
+    """Images of one split that are drawn for each of some neurons."""
+
+    def __init__(self, values: Values, known: Known, split: str, count: int, seed: int) -> None:
+        """Draw, or take all images once where there are no more than asked for."""
+        inside = np.flatnonzero(getattr(known, split))
+        self.exact = len(inside) <= count
+        rows, weights = [], []
+        for slot, neuron in enumerate(values.neurons.tolist()):
+            if self.exact:
+                rows.append(inside)
+                weights.append(np.ones(len(inside)))
+                continue
+            words = fingerprint("draw", seed, values.column.name, neuron, split)
+            importance = np.abs(values.recorded[inside, slot] - values.mean[slot])
+            drawn = draw_images(importance, count, np.random.default_rng(int(words, 16)))
+            rows.append(inside[drawn.images])
+            weights.append(drawn.weights)
+        self.rows = np.stack(rows, axis=1)
+        """(draws, neurons)."""
+        self.weights = np.stack(weights, axis=1)
+        # Each pair of image and neuron once, in the order of images: those of a shard lie together.
+        width = len(values.neurons)
+        keys, places = np.unique(self.rows * width + np.arange(width), return_inverse=True)
+        self.pair_rows, self.pair_slots = np.divmod(keys, width)
+        self._places = places.reshape(self.rows.shape)
+
+    def pairs(self, start: int, stop: int) -> slice:
+        """Pairs whose images lie between two rows."""
+        first, last = np.searchsorted(self.pair_rows, [start, stop])
+        return slice(int(first), int(last))
+
+    def drawn(self, of_pairs: np.ndarray) -> np.ndarray:
+        """What is known of each pair, for each draw: (draws, neurons, …)."""
+        found: np.ndarray = of_pairs[self._places]
+        return found
+
+    def images(self) -> list[int]:
+        """Different images of each neuron."""
+        return [len(np.unique(rows)) for rows in self.rows.T]
 
 
 class Rerun:
-    """The replacements at one layer: what is asked of the actors, and what their answers amount to."""
+    """The replacements at one layer: what is asked of the actors, and what their answers amount to.
+
+    The answers are given as the arrays of their parts, in the order of the shards.
+    """
 
     def __init__(
         self,
         values: Values,
-        neurons: np.ndarray,
         known: Known,
         shards: np.ndarray,
         settings: AblationConfig,
         seed: int,
+        expand: bool,
+        together: Together | None,
     ) -> None:
-        """Draw images and place nodes.
+        """Draw images, and find the lines of `norm`.
 
         Args:
-            values: Activations of the layer.
-            neurons: Those to score.
+            values: Activations of the neurons to score.
             known: Logits and classes of the images.
             shards: Shard of each image, ascending.
-            settings: How many images, and what else is asked for.
+            settings: What is asked for.
             seed: Another seed draws others.
+            expand: As `Replay.expand`.
+            together: What all neurons take at once, if that is asked for.
         """
-        self.values, self.neurons, self.known, self.shards = values, neurons, known, shards
-        self.settings = settings
-        q = values.recorded[:, neurons].astype(np.float64)
-        self._mean = values.mean[neurons]
-        known_values = [q, *(one[:, neurons] for one in values.normed)]
-        used = known.val | known.test
-        low = np.min([v[used].min(axis=0) for v in known_values] + [self._mean], axis=0)
-        high = np.max([v[used].max(axis=0) for v in known_values] + [self._mean], axis=0)
-        margin = MARGIN * (high - low)
-        self.low, self.high = low - margin, high + margin
-        self.nodes = nodes(torch.from_numpy(self.low), torch.from_numpy(self.high), NODES).numpy()
-        draws = [self._draw(q, split, seed) for split in ("val", "test")]
-        self._draws = draws
-        # Images in rising order, so that those of a shard lie together; each pair once.
-        keys = np.concatenate([rows for rows, _ in draws]) * len(neurons) + np.arange(len(neurons))
-        pairs, places = np.unique(keys, return_inverse=True)
-        self._rows, self._slots = np.divmod(pairs, len(neurons))
-        self._places = places.reshape(keys.shape)
-        self._recorded = q
+        self.values, self.known, self.shards = values, known, shards
+        self.settings, self.expand, self.together = settings, expand, together
+        self.test = Draws(values, known, "test", settings.images, seed)
+        self.val = Draws(values, known, "val", settings.images, seed)
+        self._slots = np.arange(len(values.neurons))
+        recorded = torch.from_numpy(values.recorded)
+        simulated = [torch.from_numpy(s.astype(np.float64)) for s in values.simulated]
+        val, used = torch.from_numpy(known.val), torch.from_numpy(known.val | known.test)
+        norm = [norm_lines(recorded[val], one[val]) for one in simulated]
+        self.lines: dict[tuple[int, str], Lines] = {}
+        """By number of the simulation and kind."""
+        if "norm" in settings.scores:
+            self.lines = {(n, "norm"): line for n, line in enumerate(norm)}
+        spans = [recorded, *(line.values(one) for line, one in zip(norm, simulated, strict=True))]
+        self._ends = _ends([span[used] for span in spans], torch.from_numpy(values.mean))
 
-    def _draw(self, q: np.ndarray, split: str, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows (draws, neurons) and their weights; all images once where there are no more than asked."""
-        inside = np.flatnonzero(getattr(self.known, split))
-        count = self.settings.images
-        if len(inside) <= count:
-            return np.repeat(inside[:, None], len(self.neurons), axis=1), None
-        rows, weights = [], []
-        for slot, neuron in enumerate(self.neurons.tolist()):
-            words = fingerprint("draw", seed, self.values.column.name, neuron, split)
-            importance = np.abs(q[inside, slot] - self._mean[slot])
-            drawn = draw_images(importance, count, np.random.default_rng(int(words, 16)))
-            rows.append(inside[drawn.images])
-            weights.append(drawn.weights)
-        return np.stack(rows, axis=1), np.stack(weights, axis=1)
+    def for_lines(self, shard: int) -> Replacements:
+        """What is replaced in validation images of a shard: drawn neurons, by the values of nodes."""
+        start, stop = np.searchsorted(self.shards, [shard, shard + 1]).tolist()
+        pairs = self.val.pairs(start, stop)
+        places = nodes(*self._ends, NODES).numpy()[self.val.pair_slots[pairs]]
+        return self._replacements(start, stop, self.val, places, tests=np.zeros(0, np.int64))
 
-    def passes(self) -> int:
-        """Replacements that will be run."""
-        tests = int(self.known.test.sum())
-        joint = tests * (len(self.values.normed) + 1) * self.settings.joint
-        zero = tests * len(self.neurons) * self.settings.importance
-        return len(self._rows) * NODES + zero + joint
+    def fit(self, parts: Sequence[Mapping[str, np.ndarray]]) -> float:
+        """Find the lines of `optim`.
 
-    def of_shard(self, shard: int, expand: bool) -> Replacements:
-        """What is replaced in the images of a shard."""
-        start, stop = np.searchsorted(self.shards, [shard, shard + 1])
-        pairs = slice(*np.searchsorted(self._rows, [start, stop]))
-        rows, slots = self._rows[pairs], self._slots[pairs]
-        shifts = self.nodes[slots] - self._recorded[rows, slots][:, None]
+        Returns:
+            Error of the curves at recorded activations, where the loss is known, as a share of the
+            change of loss at the mean.
+        """
+        rows = self.val.rows
+        losses = self.val.drawn(np.concatenate([part["pairs"] for part in parts]))
+        recorded = torch.from_numpy(self.values.recorded[rows, self._slots])
+        at_nodes = torch.from_numpy(np.ascontiguousarray(losses.transpose(1, 0, 2)))
+        curves = LossCurves(*self._ends, at_nodes, recorded)
+        weights = torch.from_numpy(self.val.weights)
+
+        def changes(values: Tensor) -> Tensor:
+            return curves.changes(values) * weights
+
+        for n, simulated in enumerate(self.values.simulated):
+            seen = torch.from_numpy(simulated[rows, self._slots].astype(np.float64))
+            self.lines[n, "optim"] = optimal_lines(changes, recorded, seen)
+        missed = curves.interpolation_error(torch.from_numpy(self.known.loss[rows])) * weights
+        moved = changes(torch.from_numpy(self.values.mean).expand(recorded.shape)).abs()
+        return float(missed.sum() / moved.sum().clamp_min(1e-12))
+
+    def for_scores(self, shard: int) -> Replacements:
+        """What is replaced in test images of a shard: by the mean, then by each line's values."""
+        start, stop = np.searchsorted(self.shards, [shard, shard + 1]).tolist()
+        pairs = self.test.pairs(start, stop)
+        rows, slots = self.test.pair_rows[pairs], self.test.pair_slots[pairs]
+        places = [self.values.mean[slots]]
+        for (n, _), line in self.lines.items():
+            c, d = line.c.numpy()[slots], line.d.numpy()[slots]
+            places.append(c * self.values.simulated[n][rows, slots] + d)
         tests = np.flatnonzero(self.known.test[start:stop])
+        return self._replacements(start, stop, self.test, np.stack(places, axis=1), tests)
+
+    def _replacements(
+        self, start: int, stop: int, draws: Draws, places: np.ndarray, tests: np.ndarray
+    ) -> Replacements:
+        pairs = draws.pairs(start, stop)
+        rows, slots = draws.pair_rows[pairs], draws.pair_slots[pairs]
         zero = tests if self.settings.importance else tests[:0]
-        together = tests if self.settings.joint else tests[:0]
+        joint_rows, joint_shifts = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        if self.together is not None and len(tests):
+            joint_rows = np.repeat(tests, len(self.together.targets))
+            joint_shifts = self.together.shifts(start + tests)
         return Replacements(
             column=self.values.column.name,
-            expand=expand,
+            expand=self.expand,
             labels=self.known.labels[start:stop],
             temperature=self.known.temperature,
             rows=rows - start,
-            neurons=self.neurons[slots],
-            shifts=shifts,
-            zero_rows=np.repeat(zero, len(self.neurons)),
-            zero_neurons=np.tile(self.neurons, len(zero)),
-            joint_rows=np.repeat(together, len(self.values.normed) + 1),
-            joint_shifts=self._joint_shifts(start + together),
+            neurons=self.values.neurons[slots],
+            shifts=finite(places - self.values.recorded[rows, slots][:, None]),
+            zero_rows=np.repeat(zero, len(self.values.neurons)),
+            zero_neurons=np.tile(self.values.neurons, len(zero)),
+            joint_rows=joint_rows,
+            joint_shifts=joint_shifts,
         )
 
-    def _joint_shifts(self, rows: np.ndarray) -> np.ndarray:
-        """For each image the shifts of all neurons, once for each simulation and once for the mean."""
-        recorded = self.values.recorded[rows].astype(np.float32)
-        means = np.broadcast_to(self.values.mean.astype(np.float32), recorded.shape)
-        targets = [*(one[rows] for one in self.values.normed), means]
-        shifts = np.stack(targets, axis=1) - recorded[:, None]
-        # A neuron that has no finite value is left as it is.
-        return finite(shifts.reshape(-1, recorded.shape[1]))
+    def scores(
+        self, parts: Sequence[Mapping[str, np.ndarray]]
+    ) -> dict[tuple[int, str], AblationScores]:
+        """Ablation scores, by number of the simulation and kind."""
+        losses = self.test.drawn(np.concatenate([part["pairs"] for part in parts]))
+        changes = torch.from_numpy(losses - self.known.loss[self.test.rows][:, :, None])
+        weights = torch.from_numpy(self.test.weights)
+        return {
+            key: ablation_scores(changes[:, :, place], changes[:, :, 0], weights)
+            for place, key in enumerate(self.lines, start=1)
+        }
 
-    def curves(self, parts: Sequence[dict[str, np.ndarray]]) -> Curves:
-        """Loss curves of all neurons.
-
-        Args:
-            parts: What the actors wrote, in the order of the shards.
-        """
-        losses = np.concatenate([part["curves"] for part in parts])
-        cut = len(self._draws[0][0])
-        val, test = (
-            Drawn(rows, weights, losses[places].transpose(1, 0, 2))
-            for (rows, weights), places in zip(
-                self._draws, (self._places[:cut], self._places[cut:]), strict=True
+    def shares(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Tensor:
+        """Shares of impact that the highest activations carry, (neurons, fractions)."""
+        zero, correct = (
+            np.concatenate([part[name] for part in parts if name in part]).reshape(
+                -1, len(self._slots)
             )
+            for name in ("zero", "zero_correct")
         )
-        zero = correct = None
-        if self.settings.importance:
-            shape = (-1, len(self.neurons))
-            zero, correct = (
-                np.concatenate([p[name] for p in parts if name in p]).reshape(shape)
-                for name in ("zero", "zero_correct")
-            )
-        return Curves(self.low, self.high, val, test, zero, correct)
+        tests = self.known.test
+        changes = torch.from_numpy(zero - self.known.loss[tests][:, None])
+        recorded = torch.from_numpy(self.values.recorded[tests])
+        return shares_of_impact(self.known, recorded, changes, torch.from_numpy(correct > 0.5))
 
-    def error(self, curves: Curves) -> float:
-        """Error of the test curves at recorded activations, where the loss is known.
-
-        Returns:
-            Mean over images and neurons, as a share of the mean change of loss at the mean.
-        """
-        rows = curves.test.rows
-        recorded = torch.from_numpy(self._recorded[rows, np.arange(len(self.neurons))])
-        low, high = torch.from_numpy(self.low), torch.from_numpy(self.high)
-        fitted = LossCurves(low, high, torch.from_numpy(curves.test.losses), recorded)
-        missed = fitted.interpolation_error(torch.from_numpy(self.known.loss[rows])).mean()
-        moved = fitted.changes(torch.from_numpy(self._mean).expand(recorded.shape)).abs().mean()
-        return float(missed / moved) if moved else 0.0
-
-    def joint(self, parts: Sequence[dict[str, np.ndarray]]) -> list[JointLosses]:
+    def joint(self, parts: Sequence[Mapping[str, np.ndarray]]) -> list[JointLosses]:
         """Accuracy and loss with all neurons replaced, for each simulation."""
+        assert self.together is not None
         losses, correct = (
-            np.concatenate([p[name] for p in parts if name in p])
-            .reshape(-1, len(self.values.normed) + 1)
+            np.concatenate([part[name] for part in parts if name in part])
+            .reshape(-1, len(self.together.targets))
             .mean(axis=0)
+            .tolist()
             for name in ("joint", "joint_correct")
         )
-        accuracy = float(self.known.correct[self.known.test].mean())
-        loss = float(self.known.loss[self.known.test].mean())
+        accuracy, loss = (
+            float(v[self.known.test].mean()) for v in (self.known.correct, self.known.loss)
+        )
         return [
-            JointLosses(
-                accuracy,
-                float(correct[n]),
-                float(correct[-1]),
-                loss,
-                float(losses[n]),
-                float(losses[-1]),
-            )
-            for n in range(len(self.values.normed))
+            JointLosses(accuracy, correct[n], correct[-1], loss, losses[n], losses[-1])
+            for n in range(len(losses) - 1)
         ]
 
 
-def finite(shifts: np.ndarray) -> np.ndarray:
-    """Shifts, zero where they are not finite."""
-    return np.where(np.isfinite(shifts), shifts, shifts.dtype.type(0))
-
-
-def block_of(curves: Curves, slots: slice) -> Curves:
-    """The curves of some of the neurons."""
-
-    def some(drawn: Drawn) -> Drawn:
-        weights = None if drawn.weights is None else drawn.weights[:, slots]
-        return Drawn(drawn.rows[:, slots], weights, drawn.losses[slots])
-
-    zero, correct = (
-        None if v is None else np.ascontiguousarray(v[:, slots])
-        for v in (curves.zero, curves.zero_correct)
-    )
-    return Curves(
-        curves.low[slots], curves.high[slots], some(curves.val), some(curves.test), zero, correct
-    )
+def _ends(spans: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends of an interval for each neuron that holds its mean and all values, with a margin."""
+    low, high = mean, mean
+    for span in spans:
+        known = torch.where(span.isfinite(), span, mean)
+        low, high = torch.minimum(low, known.amin(dim=0)), torch.maximum(high, known.amax(dim=0))
+    margin = MARGIN * (high - low)
+    return low - margin, high + margin

@@ -20,13 +20,14 @@ IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
 CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
-IMPORTANCE, ATLAS = "importance", "atlas"
+IMPORTANCE, BASELINES, COMPARISON = "importance", "baselines", "comparison"
+ATLAS = "atlas"
 
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
 SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 4
-ABLATION_VERSION = 1
+ABLATION_VERSION, BASELINE_VERSION = 1, 1
 
 
 def embeddings_table(name: str) -> str:
@@ -61,6 +62,8 @@ def made_by(table: str) -> str:
         EXPLANATIONS: "fit",
         SCORES: "simulate",
         SANITY: "simulate",
+        BASELINES: "simulate",
+        COMPARISON: "simulate",
         LOGITS: "ablate",
         ABLATIONS: "ablate",
         REPLACEMENTS: "ablate",
@@ -145,12 +148,17 @@ def expect(plan: Plan, dtype: str) -> Expected:
         ]
         for s in plan.config.simulators
     ]
-    scoring = plan.config.simulate.model_dump()
+    scoring = plan.config.simulate.model_dump(exclude={"baselines"})
     tables[SCORES] = fingerprint(SCORES, SCORE_VERSION, tables[EXPLANATIONS], simulators, scoring)
     tables[SANITY] = fingerprint(SANITY, tables[SCORES])
+    if plan.config.simulate.baselines:
+        simpler = (BASELINE_VERSION, tables[SCORES], sorted(plan.config.simulate.baselines))
+        tables[BASELINES] = fingerprint(BASELINES, *simpler)
+        tables[COMPARISON] = fingerprint(COMPARISON, *simpler)
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
-    tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], page)
+    shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
+    tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
     parts = {
         name: [part_name(table_path(name), n, part) for n, part in enumerate(made[name])]
         for name in made

@@ -35,6 +35,7 @@ NAMES = {
     "concepts": ("concepts",),
     "weights": ("weights",),
     "bias": ("bias",),
+    "sharpness": ("sharpness",),
 }
 
 #: The method that the run's own explanations go by in comparisons.
@@ -52,6 +53,7 @@ EXTERNAL_SCHEMA = pa.schema(
         ("concepts", pa.list_(pa.string())),
         ("weights", pa.list_(pa.float64())),
         ("bias", pa.float64()),
+        ("sharpness", pa.float64()),
     ]
 )
 
@@ -231,7 +233,10 @@ class _Reader:
         if method == LINEAR:
             raise _Fault(f"method {LINEAR!r} is what the run's own explanations are called")
         concepts, weights = self._terms(values)
-        bias = value("bias")
+        bias, sharpness = value("bias"), value("sharpness")
+        factor = 1.0 if sharpness in (None, "") else _number(sharpness, "sharpness")
+        if factor <= 0:
+            raise _Fault(f"sharpness is {factor:g}; expected a factor above 0, as 1")
         return {
             "layer": column.layer,
             "pooling": column.pooling,
@@ -240,6 +245,7 @@ class _Reader:
             "concepts": concepts,
             "weights": weights,
             "bias": 0.0 if bias in (None, "") else _number(bias, "bias"),
+            "sharpness": factor,
         }
 
     def _layer_named(self, name: str) -> str:

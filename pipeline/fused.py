@@ -30,12 +30,12 @@ from pipeline.expected import (
 )
 from pipeline.explainers import ExplainerPlan, image_scores
 from pipeline.lanes import RecordLane, Sought
-from pipeline.moment_files import Stretch, contents_file, lanes_of, layout_of
+from pipeline.moment_files import Stretch, contents_file, lanes_of, layout_of, waves_of
 from pipeline.moments import lane_memory, outputs_of
 from pipeline.pilot import Pilot
 from pipeline.plan import Plan
 from pipeline.rundir import Run
-from pipeline.running_totals import RunningTotals, waves_of
+from pipeline.running_totals import RunningTotals
 from pipeline.scores import divided
 from pipeline.shards import DecodeShard
 from pipeline.signals import raise_if_stopped

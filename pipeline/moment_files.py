@@ -130,6 +130,14 @@ class Stretch:
         return self.lanes[place] if 0 <= place < len(self.lanes) else None
 
 
+def waves_of(stretches: Sequence[Stretch]) -> list[range]:
+    """The lanes of all stretches, `WAVE` at a time."""
+    if not stretches:
+        return []
+    first, stop = min(s.first for s in stretches), max(s.stop for s in stretches)
+    return [range(start, min(start + WAVE, stop)) for start in range(first, stop, WAVE)]
+
+
 @dataclass(frozen=True)
 class Layout:
     """The files of an explainer's moments."""

@@ -28,12 +28,13 @@ from pipeline.moment_files import (
     contents_file,
     layout_of,
     read_moments,
+    waves_of,
     write_moments,
 )
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
-from pipeline.running_totals import RunningTotals, waves_of
+from pipeline.running_totals import RunningTotals
 from pipeline.scores import (
     ScoreSource,
     Shards,

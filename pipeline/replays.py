@@ -49,7 +49,7 @@ class Replacements:
     neurons: np.ndarray
     """Neuron of each pair."""
     shifts: np.ndarray
-    """(pairs, nodes): what is added to the neuron in the image."""
+    """(pairs, values): what is added to the neuron in the image, for each value that it takes."""
     zero_rows: np.ndarray
     """Images in which each of some neurons is set to zero."""
     zero_neurons: np.ndarray
@@ -98,7 +98,7 @@ class Replayer:
     def losses(self, shard: pa.Table, folder: Folder, name: str, wanted: Replacements) -> int:
         """Write losses and whether answers are right after replacements; returns the bytes.
 
-        The file holds `curves` (pairs, nodes) and, where they are asked for, `zero` and `zero_correct`
+        The file holds `pairs` (pairs, values) and, where they are asked for, `zero` and `zero_correct`
         (images and neurons as given), `joint` and `joint_correct` (variants).
         """
         replay = self._replays[wanted.column]
@@ -113,12 +113,12 @@ class Replayer:
             best = logits.gather(1, right[:, None]) >= logits.amax(dim=1, keepdim=True)
             return torch.stack([loss, best[:, 0].double()], dim=1)
 
-        pairs, nodes = wanted.shifts.shape
-        found = {"curves": np.zeros((pairs, nodes))}
+        pairs, values = wanted.shifts.shape
+        found = {"pairs": np.zeros((pairs, values))}
         if pairs:
-            rows, neurons = (np.repeat(v, nodes) for v in (wanted.rows, wanted.neurons))
+            rows, neurons = (np.repeat(v, values) for v in (wanted.rows, wanted.neurons))
             judged = replay.shifted(images, rows, neurons, wanted.shifts.ravel(), judge)
-            found["curves"] = judged[:, 0].cpu().numpy().reshape(pairs, nodes)
+            found["pairs"] = judged[:, 0].cpu().numpy().reshape(pairs, values)
         if len(wanted.zero_rows):
             judged = replay.zeroed(images, wanted.zero_rows, wanted.zero_neurons, judge)
             found["zero"], found["zero_correct"] = judged.cpu().numpy().T

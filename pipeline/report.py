@@ -21,11 +21,15 @@ from pipeline.atlas.data import AtlasData
 from pipeline.columns import activation_column, matrix
 from pipeline.engine import run_tasks
 from pipeline.expected import (
+    ABLATIONS,
     ACTIVATIONS,
     ATLAS,
+    COMPARISON,
     CONCEPTS,
     EXPLANATIONS,
     IMAGES,
+    IMPORTANCE,
+    REPLACEMENTS,
     SANITY,
     SCORES,
     SHARPNESS,
@@ -96,7 +100,7 @@ def _atlas_data(run: Run, plan: Plan) -> AtlasData:
         title=f"{plan.config.target.model.partition(':')[2]} explained",
         provenance=_provenance(run, plan),
         explanations=run.read(EXPLANATIONS),
-        scores=run.read(SCORES),
+        scores=_with_ablations(run),
         concepts=run.read(CONCEPTS),
         sharpness=run.read(SHARPNESS),
         degenerate=run.read(SYNONYMS),
@@ -105,8 +109,31 @@ def _atlas_data(run: Run, plan: Plan) -> AtlasData:
         concept_scores=lambda explainer, factor: ConceptScores(shared(explainer), factor),
         thumbnails=thumbnails if plan.config.atlas.images else None,
         sanity=run.read(SANITY),
+        comparison=_table(run, COMPARISON),
+        replacements=_table(run, REPLACEMENTS),
+        importance=_table(run, IMPORTANCE),
         folds=plan.config.fit.resolved.folds,
     )
+
+
+def _table(run: Run, name: str) -> pa.Table | None:
+    """A table that not every run has."""
+    return run.read(name) if name in run.tables() else None
+
+
+def _with_ablations(run: Run) -> pa.Table:
+    """The scores, with a column for each kind of ablation score where there are some."""
+    scores, ablations = run.read(SCORES), _table(run, ABLATIONS)
+    if ablations is None:
+        return scores
+    keys = ["layer", "pooling", "neuron", "explainer", "length", "simulator"]
+    rows = list(zip(*(scores[key].to_pylist() for key in keys), strict=True))
+    for kind in sorted(set(ablations["kind"].to_pylist())):
+        mine = ablations.filter(pc.equal(ablations["kind"], kind)).select([*keys, "score"])
+        known = {tuple(row[key] for key in keys): row["score"] for row in mine.to_pylist()}
+        column = pa.array([known.get(row) for row in rows], pa.float64())
+        scores = scores.append_column(f"ablation_{kind}", column)
+    return scores
 
 
 class SharedRows:

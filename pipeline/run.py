@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import yaml
 
 from core.errors import ConfigError, close_names
 from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
+from pipeline.baselines import check_baselines
 from pipeline.concepts import score_concepts
 from pipeline.config import OWN_SCORE, Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import (
+    COMPARISON,
     EXPLANATIONS,
     IMAGES,
     PATHS,
     QUARANTINE,
+    REPLACEMENTS,
     SCORES,
     STAGES,
     SYNONYMS,
@@ -70,6 +74,12 @@ class Summary:
     means: list[MeanScore] = field(default_factory=list)
     atlas: str | None = None
     seconds: float = 0.0
+    comparison: pa.Table | None = None
+    """Linear explanations beside simpler ones, where the configuration asks for some."""
+    confidence: float = 0.95
+    """Of the comparison's intervals."""
+    replacements: pa.Table | None = None
+    """The network with whole layers replaced, where the configuration asks for it."""
 
     @property
     def exit_code(self) -> int:
@@ -103,6 +113,7 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
         raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
     plan = prepare(config)
     refuse_impossible_ablation(plan)
+    check_baselines(config.simulate.baselines, config.recordings.keep)
     print(plan_line(plan), file=sys.stderr, flush=True)
     try:
         run.folder.write("run.yaml", resolved_yaml(config).encode())
@@ -113,7 +124,7 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
         ) from error
     with engine(config.ray), stop_signals():
         carry_out(run, plan, stages or STAGES)
-    return summarise(run, seconds=time.monotonic() - begun)
+    return summarise(run, time.monotonic() - begun, config.simulate.confidence)
 
 
 def refit_length(url: str | Path, by: str | None = None, tolerance: float | None = None) -> Summary:
@@ -197,7 +208,7 @@ def resolved_yaml(config: Config) -> str:
     return text
 
 
-def summarise(run: Run, seconds: float = 0.0) -> Summary:
+def summarise(run: Run, seconds: float = 0.0, confidence: float = 0.95) -> Summary:
     """What the tables of a run say so far."""
     tables = run.tables()
     return Summary(
@@ -208,6 +219,9 @@ def summarise(run: Run, seconds: float = 0.0) -> Summary:
         means=mean_scores(run) if SCORES in tables else [],
         atlas=run.folder.path(tables["atlas"].path) if "atlas" in tables else None,
         seconds=seconds,
+        comparison=run.read(COMPARISON) if COMPARISON in tables else None,
+        confidence=confidence,
+        replacements=run.read(REPLACEMENTS) if REPLACEMENTS in tables else None,
     )
 
 

@@ -14,16 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.engine import run_tasks
-from pipeline.moment_files import WAVE, Growth, Stretch, read_moments, write_moments
+from pipeline.moment_files import Growth, Stretch, read_moments, write_moments
 from pipeline.storage import Folder
-
-
-def waves_of(stretches: Sequence[Stretch]) -> list[range]:
-    """The lanes of all stretches, `WAVE` at a time."""
-    if not stretches:
-        return []
-    first, stop = min(s.first for s in stretches), max(s.stop for s in stretches)
-    return [range(start, min(start + WAVE, stop)) for start in range(first, stop, WAVE)]
 
 
 class RunningTotals:

@@ -89,8 +89,8 @@ class Scored:
     without: int
     """Rows of the file that had no concept at all."""
     confidence: float
-    softened: bool
-    """Whether the run's own explanations use concept scores of another sharpness."""
+    plainly: bool
+    """Whether the run's own explanations use another sharpness of concept scores than these."""
 
 
 def score_file(url: str | Path, explanations: str, layer: str | None = None) -> Scored:
@@ -117,11 +117,11 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
             "settings have changed since; run 'neuroscribe run' on it again first"
         )
     table, without = read_explanations(explanations, columns_of(plan), layer)
-    texts = set(pc.list_flatten(table["concepts"]).to_pylist())
-    if not plan.config.simulators and not any(texts & set(e.concepts) for e in plan.explainers):
+    known = (_known(table, _places(explainer.concepts)) for explainer in plan.explainers)
+    if not plan.config.simulators and not any(pc.any(mask).as_py() for mask in known):
         raise ConfigError(
             "nobody can score these explanations: the run has no simulator, and none of its "
-            "explainers knows a concept of theirs; add a simulator and run again"
+            "explainers knows all concepts of any of them; add a simulator and run again"
         )
     source = run.tables()[SCORES].fingerprint
     whole = fingerprint(EXTERNAL_VERSION, fingerprint_table(table), source)
@@ -134,8 +134,8 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     confidence = plan.config.simulate.confidence
     compared = comparison_table(run.read(SCORES), scores, confidence)
     factors = [f for e in plan.explainers for f in read_factors(run, e.name).values()]
-    softened = any(factor != 1.0 for factor in factors)
-    return Scored(run.folder.path(path), scores, compared, without, confidence, softened)
+    plainly = set(table["sharpness"].to_pylist()) == {1.0} != set(factors)
+    return Scored(run.folder.path(path), scores, compared, without, confidence, plainly)
 
 
 def scored_lines(scored: Scored) -> list[str]:
@@ -144,10 +144,10 @@ def scored_lines(scored: Scored) -> list[str]:
     unknown = scored.scores.filter(pc.is_null(scored.scores["correlation"]))
     neurons = unknown.group_by(["layer", "pooling", "neuron"]).aggregate([]).num_rows
     lines.append("")
-    if scored.softened:
+    if scored.plainly:
         lines.append(
             "These were scored with each model's own calibration; the run's own explanations use the "
-            "sharpness of concept scores that was chosen for each layer (table `sharpness`)."
+            "sharpness of concept scores chosen for each layer. A column `sharpness` sets it here."
         )
     if scored.without:
         lines.append(f"{scored.without:,} rows of the file have no concept and were left out.")
@@ -163,19 +163,18 @@ def _score(run: Run, plan: Plan, table: pa.Table) -> pa.Table:
     texts = sorted(set(pc.list_flatten(table["concepts"]).to_pylist()))
     judges = simulators(run, plan, texts)
     for explainer in plan.explainers:
-        places = {text: place for place, text in enumerate(explainer.concepts)}
+        places = _places(explainer.concepts)
         if places.keys() & set(texts):
             own = explainer_source(run, plan, explainer)
             judges.append(Judge(OWN_SCORE, explainer.name, own, places))
-    one = pa.array(np.ones(table.num_rows))
-    return score_explanations(run, plan, table.append_column("sharpness", one), judges)
+    return score_explanations(run, plan, table, judges)
 
 
 def simulators(
     run: Run, plan: Plan, texts: Sequence[str], explainer: str | None = None
 ) -> list[Judge]:
     """The run's simulators as judges of explanations of these texts."""
-    places = {text: place for place, text in enumerate(texts)}
+    places = _places(texts)
     clips = [plan.clips[simulator.name] for simulator in plan.config.simulators]
     return [Judge(c.name, explainer, model_source(run, c, texts), places) for c in clips]
 
@@ -228,6 +227,10 @@ def score_explanations(
     progress.close()
     tables = [found[position] for position in range(len(calls))]
     return pa.concat_tables([METHOD_SCORE_SCHEMA.empty_table(), *tables])
+
+
+def _places(texts: Sequence[str]) -> dict[str, int]:
+    return {text: place for place, text in enumerate(texts)}
 
 
 def _known(table: pa.Table, places: Mapping[str, int]) -> pa.Array:

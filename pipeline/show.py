@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from actors.layers import LayerInfo
 from core.errors import ConfigError, close_names
+from pipeline.compare import comparison_lines
 from pipeline.config import OWN_SCORE
-from pipeline.expected import EXPLANATIONS, SCORES, STAGES
+from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES, STAGES
 from pipeline.progress import duration
 from pipeline.run import Summary, summarise
 from pipeline.rundir import Run
@@ -29,6 +30,10 @@ def summary_lines(summary: Summary) -> list[str]:
             "Mean correlation on test images, at the chosen lengths:",
             *_mean_lines(summary),
         ]
+    if summary.comparison is not None:
+        lines += ["", *comparison_lines(summary.comparison, summary.confidence)]
+    if summary.replacements is not None:
+        lines += ["", *_replacement_lines(summary.replacements)]
     if summary.quarantined:
         lines += [
             "",
@@ -60,6 +65,26 @@ def _mean_lines(summary: Summary) -> list[str]:
         for m in summary.means
     ]
     return table_lines(head, rows, right=(3, 4, 5))
+
+
+def _replacement_lines(table: pa.Table) -> list[str]:
+    head = ("layer", "explainer", "scored by", "neurons", "accuracy", "explained", "mean", "kept")
+    rows = [
+        (
+            row["layer"] if row["pooling"] == "avg" else f"{row['layer']} ({row['pooling']})",
+            row["explainer"],
+            _who(row),
+            f"{row['neurons']:,}",
+            *(_percent(row[n]) for n in ("accuracy", "accuracy_replaced", "accuracy_mean")),
+            _percent(row["accuracy_kept"]),
+        )
+        for row in table.to_pylist()
+    ]
+    return [
+        "Accuracy with all explained neurons of a layer replaced at once, by their explanations and "
+        "by their means:",
+        *table_lines(head, rows, right=(3, 4, 5, 6, 7)),
+    ]
 
 
 def status_facts(run: Run) -> dict[str, Any]:
@@ -166,7 +191,7 @@ def neuron_lines(run: Run, address: str) -> list[str]:
     if int(number) > last:
         raise ConfigError(f"layer {layer!r} has neurons 0 to {last}; there is no {number}")
     rows = table.filter(pc.equal(table["neuron"], int(number))).to_pylist()
-    scores = _scores_of(run, layer, int(number))
+    scores, ablations = (_rows_of(run, t, layer, int(number)) for t in (SCORES, ABLATIONS))
     lines = [f"{layer}:{number}"]
     for pooling, explainer in dict.fromkeys((r["pooling"], r["explainer"]) for r in rows):
         path = [r for r in rows if (r["pooling"], r["explainer"]) == (pooling, explainer)]
@@ -174,23 +199,28 @@ def neuron_lines(run: Run, address: str) -> list[str]:
         if path[0]["status"] != "ok":
             lines.append(f"    {path[0]['status']}: nothing to explain; mean {path[0]['bias']}")
             continue
-        lines += _path_lines(path, scores)
+        lines += _path_lines(path, scores, ablations)
     return lines
 
 
-def _path_lines(path: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[str]:
+def _path_lines(
+    path: list[dict[str, Any]], scores: list[dict[str, Any]], ablations: list[dict[str, Any]]
+) -> list[str]:
     chosen = next(r for r in path if r["chosen"])
     lines = [f"    {equation(chosen)}", *_term_lines(chosen)]
-    mine = [
-        s
-        for s in scores
-        if (s["pooling"], s["explainer"]) == (chosen["pooling"], chosen["explainer"])
-    ]
+    mine, ablated = (
+        [r for r in rows if all(r[key] == chosen[key] for key in ("pooling", "explainer"))]
+        for rows in (scores, ablations)
+    )
     for score in (s for s in mine if s["chosen"] and s["correlation"] is not None):
-        who = "itself (fit check)" if score["simulator"] == OWN_SCORE else score["simulator"]
         lines.append(
-            f"    test correlation by {who}: {score['correlation']:.3f} "
+            f"    test correlation by {_who(score)}: {score['correlation']:.3f} "
             f"({score['ci_low']:.3f} … {score['ci_high']:.3f})"
+        )
+    for row in (r for r in ablated if r["score"] is not None):
+        lines.append(
+            f"    ablation score by {_who(row)}, {row['kind']}: {row['score']:.3f} "
+            f"± {_three(row['standard_error'])}"
         )
     simulators = list(dict.fromkeys(s["simulator"] for s in mine))
     head = ("length", "train", "val", *simulators)
@@ -238,10 +268,15 @@ def _three(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _scores_of(run: Run, layer: str, neuron: int) -> list[dict[str, Any]]:
-    if SCORES not in run.tables():
+def _who(row: dict[str, Any]) -> str:
+    return "itself (fit check)" if row["simulator"] == OWN_SCORE else str(row["simulator"])
+
+
+def _rows_of(run: Run, name: str, layer: str, neuron: int) -> list[dict[str, Any]]:
+    """A table's rows about one neuron; none where the run has no such table."""
+    if name not in run.tables():
         return []
-    table = run.read(SCORES)
+    table = run.read(name)
     wanted = pc.and_(pc.equal(table["layer"], layer), pc.equal(table["neuron"], neuron))
     found: list[dict[str, Any]] = table.filter(wanted).to_pylist()
     return found

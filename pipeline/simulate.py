@@ -19,6 +19,7 @@ import ray
 from core.concept_scores import sharpened
 from core.correlation import explanation_correlations
 from core.errors import ConceptError
+from pipeline.baselines import compare_with_baselines
 from pipeline.chance import layer_p_values, with_p_values
 from pipeline.config import OWN_SCORE, SimulateConfig
 from pipeline.engine import run_tasks
@@ -72,6 +73,7 @@ def simulate(run: Run, plan: Plan, expected: Expected) -> None:
             run.withdraw(SCORES)
             run.withdraw(SANITY)
             _score_blocks(run, plan, simulators, made, facts)
+        compare_with_baselines(run, plan, expected, facts)
 
 
 def _score_blocks(

@@ -179,6 +179,11 @@ def planted(
         explanations=pa.table(explained, schema=pa.schema(list(EXPLANATION_TYPES.items()))),
         scores=measured(pa.table(scored, schema=pa.schema(list(SCORE_TYPES.items())))),
         sanity=pa.Table.from_pylist(SANITY),
+        comparison=pa.Table.from_pylist(
+            [compared(layer, method) for layer in layers for method in ("linear", "single")]
+        ),
+        replacements=pa.Table.from_pylist([replaced(layer) for layer in layers]),
+        importance=pa.Table.from_pylist([row for layer in layers for row in important(layer)]),
         concepts=pa.table(
             {
                 "explainer": [explainer for explainer in scores for _ in names],
@@ -212,11 +217,40 @@ def planted(
     )
 
 
+def compared(layer: Layer, method: str) -> dict[str, object]:
+    """A row of the comparison with simpler explanations."""
+    mean = 0.4 if method == "linear" else 0.25
+    about = {"layer": layer.name, "pooling": layer.pooling, "explainer": "clip"}
+    marks = {"neurons": layer.neurons, "mean": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1}
+    share = None if method == "linear" else 0.875
+    return about | {"simulator": "explainer", "method": method, "better_share": share} | marks
+
+
+def replaced(layer: Layer) -> dict[str, object]:
+    """A row of what the network does with all neurons of a layer replaced."""
+    about = {"layer": layer.name, "pooling": layer.pooling, "explainer": "clip"}
+    accuracy = {"accuracy": 0.8, "accuracy_replaced": 0.5, "accuracy_mean": 0.1}
+    loss = {"loss": 1.0, "loss_replaced": 2.5, "loss_mean": 6.0}
+    sizes = {"neurons": layer.neurons, "images": 80}
+    return about | {"simulator": "explainer"} | sizes | accuracy | loss
+
+
+def important(layer: Layer) -> list[dict[str, object]]:
+    """Share of effect of the highest activations: the square root of their number, for two neurons."""
+    return [
+        {"layer": layer.name, "pooling": layer.pooling, "neuron": neuron}
+        | {"fraction": fraction, "share": fraction ** (0.4 + 0.2 * neuron)}
+        for neuron in range(2)
+        for fraction in (0.0003, 0.002, 0.005, 0.02, 0.1, 0.5)
+    ]
+
+
 def measured(scores: pa.Table) -> pa.Table:
-    """Scores with p-values, q-values and a cosine of chosen explanations, all functions of them."""
+    """Scores with more measures of chosen explanations, all functions of the correlation."""
     chosen = np.array(scores["chosen"].to_pylist(), bool)
     r = np.array(scores["correlation"].to_pylist(), float)
-    for name, values in {"p_value": (1 - r) / 9, "q_value": (1 - r) / 8, "cosine": r / 2}.items():
+    marks = {"p_value": (1 - r) / 9, "q_value": (1 - r) / 8, "cosine": r / 2}
+    for name, values in (marks | {"ablation_norm": r**2 - 0.05}).items():
         column = pa.array(np.where(chosen, values, np.nan), from_pandas=True)
         scores = scores.append_column(name, column)
     return scores

@@ -21,7 +21,7 @@ from pipeline.rundir import Run
 
 TESTS = Path(__file__).parent
 MODELS = TESTS.parent / "pipeline" / "demo" / "models"
-IMAGES, NEURONS, CONSTANT = 700, 24, 24
+IMAGES, NEURONS = 500, 24
 
 #: The concept of each neuron.
 OWNER = np.random.default_rng(4).permutation(planted.CONCEPTS)[:NEURONS]

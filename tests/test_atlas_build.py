@@ -390,7 +390,7 @@ def test_degenerate_concepts_are_counted_and_named(data: AtlasData, overview: An
 def test_measures_of_chosen_explanations_read_back_and_above_chance_is_counted(
     data: AtlasData, files: Files, overview: Any
 ) -> None:
-    assert overview["measures"] == ["p_value", "q_value", "cosine"]
+    assert overview["measures"] == ["p_value", "q_value", "cosine", "ablation_norm"]
     found = records(files, overview)
     names = [explainer["name"] for explainer in overview["explainers"]]
     seen = 0
@@ -411,6 +411,29 @@ def test_measures_of_chosen_explanations_read_back_and_above_chance_is_counted(
             assert scores["above_chance"] == (counts if counts[1] else None)
         assert [row[0] for row in explainer["sanity"]] == ["correlation", "cosine"]
         assert [row[-1] for row in explainer["sanity"]] == [True, False]
+
+
+def test_what_explanations_are_worth_reads_back_by_layer(
+    data: AtlasData, files: Files, overview: Any
+) -> None:
+    assert len(overview["comparison"]) == len(overview["groups"])
+    for explainer, simulator, group, methods in overview["comparison"]:
+        assert overview["explainers"][explainer]["name"] == "clip"
+        assert overview["simulators"][simulator] == "explainer"
+        count = overview["groups"][group]["count"]
+        assert methods[0] == ["linear", count, 0.4, 0.3, 0.5, None]
+        assert methods[1] == ["single", count, 0.25, 0.15, 0.35, 0.875]
+    assert [row[2] for row in overview["replacements"]] == [0, 1, 2]
+    assert overview["replacements"][0][3:] == [70, 80, 0.8, 0.5, 0.1, 1.0, 2.5, 6.0]
+    mean = [(f**0.4 + f**0.6) / 2 for f in overview["importance"]["fractions"]]
+    assert overview["importance"]["groups"][1] == pytest.approx(mean, abs=0.51e-4)
+    for explainer, simulator, pairs in overview["effects"]:
+        whole = data.scores.filter(data.scores["chosen"]).to_pylist()
+        about = overview["explainers"][explainer]["name"], overview["simulators"][simulator]
+        own = [row for row in whole if (row["explainer"], row["simulator"]) == about]
+        expected = sorted((row["correlation"], row["ablation_norm"]) for row in own)
+        found = sorted((a, b) for a, b, _ in pairs)
+        np.testing.assert_allclose(found, expected, atol=0.51e-4)
 
 
 def test_every_image_that_is_shown_has_a_name_and_a_picture(

@@ -187,6 +187,15 @@ def test_the_overview_draws_the_sharpness_of_each_layer_and_names_degenerate_con
     assert sum(tag == "circle" and a.get("class") == "chosen" for tag, a in page.elements) == 2
     assert "early×\u202f0.5late×\u202f1" in page.everything
     assert "3 concepts say nothing that others do not say" in page.everything
+    assert "Correlation97\u202f%100\u202f%passesCosine40\u202f%100\u202f%fails" in page.everything
+    assert "early0.4000.25087.5\u202f%" in page.everything
+    assert (
+        "earlyclip2080\u202f%50\u202f%10\u202f%57.1\u202f%1.002.506.0070\u202f%" in page.everything
+    )
+    shares = [a for tag, a in page.elements if tag == "g" and a.get("class") == "share-curve"]
+    assert len(shares) == 2
+    pairs = sum(tag == "circle" and a.get("class") == "effect" for tag, a in page.elements)
+    assert pairs == sum(r["chosen"] and r["simulator"] == "clip-b" for r in data.scores.to_pylist())
     assert "concept 1constantconcept 2the same as concept 0concept 3a sum" in page.everything
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,24 @@ import yaml
 import pipeline.lanes
 import pipeline.moment_files
 import pipeline.moments
+import pipeline.sharpen
 from core.errors import ConfigError
 from pipeline import planted as planted_network
 from pipeline.columns import matrix
 from pipeline.config import parse_config
 from pipeline.engine import Workers
+from pipeline.expected import STAGES, made_by
 from pipeline.fused import refuse_beyond_memory
 from pipeline.plan import prepare
-from pipeline.run import STAGES, execute
+from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.scorers import GpuScorer, Scorer
 from pipeline.scores import explainer_source, read_rows, shards_of
 
 TESTS = Path(__file__).parent
 MODELS = TESTS.parent / "pipeline/demo/models"
-IMAGES, SHARD, LANE = 300, 10, 12
-BEFORE_ATLAS = STAGES[:-1]
+IMAGES, SHARD, LANE, WAVE, FACTORS = 200, 10, 8, 2, (2.0, 1.0)
+TO_MOMENTS, TO_SCORES = STAGES[: STAGES.index("fit")], STAGES[: STAGES.index("simulate") + 1]
 RESULTS = ("paths", "explanations", "scores", "sharpness", "degenerate_concepts", "quarantine")
 RECORDED = ("activations", "embeddings/clip", "embeddings/clip-b", "concept_scores/cells")
 
@@ -47,9 +49,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture(scope="module", autouse=True)
 def short_lanes() -> Iterator[None]:
-    """Lanes of 12, 12 and 6 shards; how long they are is decided in this process alone."""
+    """Lanes of 8, 8 and 4 shards, the first two added up at a time, and two sharpnesses to try: what
+    is decided in this process alone."""
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline.moment_files, "LANE", LANE)
+    patch.setattr(pipeline.moment_files, "WAVE", WAVE)
+    patch.setattr(pipeline.sharpen, "FACTORS", FACTORS)
     yield
     patch.undo()
 
@@ -92,29 +97,33 @@ def sections(folder: Path, keep: str = "all", **more: Any) -> dict[str, Any]:
     } | more
 
 
-def carried_out(folder: Path, out: Path, keep: str, **more: Any) -> Run:
-    config = parse_config(sections(folder, keep, **more), base=TESTS)
-    execute(config, out, BEFORE_ATLAS)
+def carried_out(
+    folder: Path, out: Path, keep: str, stages: Sequence[str] = TO_MOMENTS, **more: Any
+) -> Run:
+    execute(parse_config(sections(folder, keep, **more), base=TESTS), out, stages)
     return Run.open(out)
 
 
 @pytest.fixture(scope="module")
 def stored(folder: Path, bad: str) -> Run:
-    return carried_out(folder, folder / "stored", "all")
+    return carried_out(folder, folder / "stored", "all", TO_SCORES)
 
 
 @pytest.fixture(scope="module")
 def fused(folder: Path, bad: str) -> Run:
-    return carried_out(folder, folder / "fused", "test")
+    return carried_out(folder, folder / "fused", "test", TO_SCORES)
 
 
 def moments(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Arrays of all moments, by explainer and place."""
-    return {
-        f"{explainer}/{number}": run.folder.read_arrays(part)
-        for explainer in ("cells", "clip")
-        for number, part in enumerate(run.parts(f"moments/{explainer}"))
-    }
+    found = {}
+    for explainer in ("cells", "clip"):
+        path = f"moments/{explainer}"
+        contents = run.folder.read_arrays(run.parts(path)[0])
+        found[explainer] = {"positions": contents["positions"], "concepts": contents["concepts"]}
+        for number, file in enumerate(contents["files"]):
+            found[f"{explainer}/{number}"] = run.folder.read_arrays(f"{path}/{file}")
+    return found
 
 
 def assert_same_bits(ours: Run, theirs: Run) -> None:
@@ -140,7 +149,10 @@ def rows(table: pa.Table) -> list[tuple[str, bytes]]:
 
 
 def all_bytes(run: Run) -> dict[str, bytes]:
-    return {part: run.folder.read(part) for table in run.tables() for part in run.parts(table)}
+    """Content of all files of the tables that are there when the moments are taken."""
+    made = [table for table in run.tables() if made_by(table) in TO_MOMENTS]
+    assert any(table.startswith("moments") for table in made)
+    return {part: run.folder.read(part) for table in made for part in run.parts(table)}
 
 
 def test_explanations_and_moments_are_the_bits_of_the_stored_path(stored: Run, fused: Run) -> None:
@@ -225,18 +237,13 @@ def test_scores_made_where_images_are_recorded_differ_in_no_more_than_the_last_b
         assert (found == expected).mean() > 0.98
 
 
-def test_two_actors_give_the_bits_of_one(fused: Run, folder: Path, tmp_path: Path) -> None:
-    other = carried_out(folder, tmp_path / "two", "test", ray={"actors": 2})
-    assert all_bytes(other) == all_bytes(fused)
-
-
 def test_a_second_start_records_nothing(fused: Run, folder: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in Path(fused.folder.url).rglob("part-*")}
-    carried_out(folder, Path(fused.folder.url), "test")
+    carried_out(folder, Path(fused.folder.url), "test", TO_SCORES)
     assert {p: p.stat().st_mtime_ns for p in Path(fused.folder.url).rglob("part-*")} == before
 
 
-def test_an_actor_that_is_killed_costs_its_lane_and_no_bit(
+def test_two_actors_of_which_one_is_killed_give_the_bits_of_one(
     fused: Run, folder: Path, tmp_path: Path
 ) -> None:
     from ray._private.state import actors
@@ -250,39 +257,32 @@ def test_an_actor_that_is_killed_costs_its_lane_and_no_bit(
             time.sleep(0.05)
             if not any((out / "recordings/activations").glob("part-*")):
                 continue
-            for actor in actors().values():
-                if actor["ActorClassName"] == "RecordLane" and actor["State"] == "ALIVE":
-                    os.kill(int(actor["Pid"]), signal.SIGKILL)
-                    killed.append(actor["Pid"])
+            alive = (a for a in actors().values() if a["State"] == "ALIVE")
+            for actor in [a for a in alive if a["ActorClassName"] == "RecordLane"][:1]:
+                os.kill(int(actor["Pid"]), signal.SIGKILL)
+                killed.append(actor["Pid"])
 
     thread = threading.Thread(target=kill)
     thread.start()
-    other = carried_out(folder, out, "test")
+    other = carried_out(folder, out, "test", ray={"actors": 2})
     thread.join()
     assert killed
     assert all_bytes(other) == all_bytes(fused)
 
 
-@pytest.mark.parametrize(
-    ("moment", "files", "kind"),
-    [
-        ("recordings/activations", 3, signal.SIGTERM),
-        ("moments/clip/lanes", 6, signal.SIGKILL),
-    ],
-)
-def test_a_killed_run_goes_on_to_the_same_bits(
-    fused: Run, folder: Path, tmp_path: Path, moment: str, files: int, kind: signal.Signals
-) -> None:
-    config, out = tmp_path / "config.yaml", tmp_path / "run"
+def killed_at(folder: Path, out: Path, files: str, count: int, kind: signal.Signals) -> int:
+    """Start a run in a process of its own, and kill it when so many files are there."""
+    config = out.parent / "config.yaml"
     config.write_text(yaml.safe_dump(sections(folder, "test")))
     program = (
-        f"import pipeline.moment_files; pipeline.moment_files.LANE = {LANE}; "
-        "import sys; from pipeline.cli import main; sys.exit(main())"
+        "import sys, pipeline.moment_files as files, pipeline.sharpen as sharpen; "
+        f"files.LANE, files.WAVE, sharpen.FACTORS = {LANE}, {WAVE}, {FACTORS}; "
+        "from pipeline.cli import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", program, "run", str(config), "--out", str(out)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while len(list((out / moment).glob("part-*"))) < files:
+    while len(list(out.glob(files))) < count:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -290,17 +290,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         os.killpg(process.pid, kind)
     else:
         process.send_signal(kind)
-    assert process.wait(timeout=120) == (-kind if kind == signal.SIGKILL else 75)
-    survivors = {p: p.stat().st_mtime_ns for p in (out / "recordings/activations").glob("part-*")}
+    return process.wait(timeout=120)
+
+
+def test_a_run_that_is_killed_twice_goes_on_to_the_same_bits(
+    fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    parts = "recordings/activations/part-*"
+    assert killed_at(folder, out, parts, 3, signal.SIGTERM) == 75
+    survivors = {p: p.stat().st_mtime_ns for p in out.glob(parts)}
+    assert killed_at(folder, out, "moments/clip/part-000002-*", 1, signal.SIGKILL) == -9
+    survivors |= {p: p.stat().st_mtime_ns for p in out.glob(parts)} | survivors
     assert "moments/clip" not in Run(out).tables()
 
     other = carried_out(folder, out, "test")
     assert all_bytes(other) == all_bytes(fused)
     for path, stamp in survivors.items():
         assert path.stat().st_mtime_ns == stamp, "a finished part was written again"
-    if moment.endswith("lanes"):
-        recorded = other.ledger()["stages"]["record"]["rows"]
-        assert recorded <= IMAGES - LANE * SHARD, "a finished lane was recorded again"
+    recorded = other.ledger()["stages"]["record"]["rows"]
+    assert recorded <= IMAGES - WAVE * LANE * SHARD, "a lane that is in a total was recorded again"
 
 
 def test_another_choice_of_what_is_kept_takes_nothing_for_fresh(
@@ -308,7 +317,11 @@ def test_another_choice_of_what_is_kept_takes_nothing_for_fresh(
 ) -> None:
     shutil.copytree(stored.folder.url, tmp_path / "run")
     assert all_bytes(carried_out(folder, tmp_path / "run", "test")) == all_bytes(fused)
-    assert all_bytes(carried_out(folder, tmp_path / "run", "all")) == all_bytes(stored)
+    for table in (*RECORDED, "concepts", "sharpness", "moments/cells", "moments/clip"):
+        assert stored.entry(table).fingerprint != fused.entry(table).fingerprint
+        assert stored.entry(table).path.endswith(".parquet") or not (
+            set(stored.parts(table)) & set(fused.parts(table))
+        )
 
 
 def test_another_simulator_looks_at_test_images_alone(

@@ -18,7 +18,10 @@ from scipy.special import expit
 from actors.clip import load_clip
 from core.errors import ConfigError, UsageError
 from pipeline.cli import main
+from pipeline.config import parse_config
+from pipeline.expected import expect
 from pipeline.external import EXTERNAL_SCHEMA, read_explanations
+from pipeline.plan import prepare
 from pipeline.planted import NAMES
 from pipeline.rundir import Run
 from pipeline.score import METHOD_SCORE_SCHEMA, Scored, score_file, scored_lines
@@ -204,6 +207,7 @@ def test_a_long_list_of_faults_is_cut_and_counted(tmp_path: Path) -> None:
         ("layer,neuron,description\nlayer1,1,dog, wild\n", "texts with commas need quotes"),
         ("layer,neuron,description,method\nlayer1,1,x,linear\n", "'linear' is what the run's own"),
         ("layer,neuron,description\nlayer1,1,x\nlayer1,1,y\n", "a column `method` tells several"),
+        ("layer,neuron,description,sharpness\nlayer1,1,x,0\n", "expected a factor above 0"),
         ("layer,unit,weight0,concept0\nlayer1,1,,dog\n", "weight0 '' is not a number"),
     ],
 )
@@ -331,18 +335,23 @@ def test_a_score_is_the_same_bits_whatever_else_is_in_the_file(
         assert row == whole[tuple(row[k] for k in keys)]
 
 
+@pytest.mark.parametrize("explainer", ["cells", "clip"])
 def test_the_runs_own_explanations_from_a_file_are_no_better_and_no_worse_than_they_are(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, explainer: str
 ) -> None:
     chosen = run.read("explanations").filter(pc.field("chosen") & (pc.field("length") > 0))
-    cells = of(chosen, explainer="cells").select(["layer", "neuron", "concepts", "weights", "bias"])
-    path = tmp_path / "ours.parquet"
-    pq.write_table(cells, path)
-    compared = of(score_file(run.folder.url, str(path)).comparison, explainer="cells").to_pylist()
+    mine = of(chosen, explainer=explainer).select(["layer", "neuron", "concepts", "weights"])
+    factors = of(run.read("sharpness"), explainer=explainer)["factor"].unique().to_pylist()
+    assert factors == [0.5 if explainer == "clip" else 1.0]
+    path = tmp_path / f"ours-{explainer}.parquet"
+    pq.write_table(mine.append_column("sharpness", pa.array(factors * mine.num_rows)), path)
+    scored = score_file(run.folder.url, str(path))
+    compared = of(scored.comparison, explainer=explainer).to_pylist()
     own = [row for row in compared if row["simulator"] == "explainer"]
-    assert [row["method"] for row in own] == ["linear", "ours"]
-    assert own[0]["mean"] == own[1]["mean"]
-    assert (own[1]["neurons"], own[1]["difference"], own[1]["better_share"]) == (NEURONS, 0.0, 0.5)
+    assert [row["method"] for row in own] == ["linear", f"ours-{explainer}"]
+    assert own[0]["mean"] == pytest.approx(own[1]["mean"], abs=1e-12)
+    assert (own[1]["neurons"], own[1]["better_share"]) == (mine.num_rows, 0.5)
+    assert own[1]["difference"] == 0.0
 
 
 def test_the_summary_compares_every_method_with_the_explanations_of_every_explainer(
@@ -392,3 +401,18 @@ def test_a_run_that_is_not_finished_or_has_changed_is_refused(
     changed.folder.write("manifest.json", run.folder.read("manifest.json"))
     with pytest.raises(ConfigError, match="have changed since"):
         score_file(changed.folder.url, theirs)
+
+
+def test_explanations_that_nobody_can_score_are_refused(
+    run: Run, theirs: str, tmp_path: Path
+) -> None:
+    data = yaml.safe_load(run.folder.read("run.yaml")) | {"simulators": []}
+    plan = prepare(parse_config(data, base=planted_cells.TESTS))
+    alone = Run(tmp_path / "alone")
+    alone.folder.write("run.yaml", yaml.safe_dump(data).encode())
+    alone.commit("scores", "scores.parquet", expect(plan, "float32").tables["scores"], 1)
+    text = "".join(
+        line + "\n" for line in Path(theirs).read_text().splitlines() if "sums" not in line
+    )
+    with pytest.raises(ConfigError, match="nobody can score"):
+        score_file(alone.folder.url, written(tmp_path, text))

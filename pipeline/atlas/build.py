@@ -47,6 +47,7 @@ SCRIPTS = (
     "plots.js",
     "sharpness.js",
     "measures.js",
+    "effects.js",
     "overview.js",
     "table.js",
     "terms.js",

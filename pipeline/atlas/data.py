@@ -126,6 +126,15 @@ class AtlasData:
     sanity: pa.Table | None = None
     """What each measure did in the two sanity tests; None where they were not made."""
 
+    comparison: pa.Table | None = None
+    """Linear explanations beside simpler ones; None where there are none."""
+
+    replacements: pa.Table | None = None
+    """Accuracy and loss with all neurons of a layer replaced; None without ablation."""
+
+    importance: pa.Table | None = None
+    """Share of each neuron's effect that its highest activations carry; None without ablation."""
+
     folds: int = 0
     """Folds of the training images that ``stability`` was counted over; 0 if it was not."""
 

@@ -17,6 +17,7 @@ from pipeline.atlas.bands import Band
 from pipeline.atlas.catalogue import ABSENT, STATUSES, Catalogue, ExplainerCatalogue
 from pipeline.atlas.data import FIT_CHECK, AtlasData
 from pipeline.atlas.details import NEURONS_PER_SHARD
+from pipeline.atlas.effects import effects_of
 from pipeline.atlas.encode import correlations, plain
 from pipeline.atlas.samples import CONCEPTS_PER_SHARD, IMAGES_PER_SHARD
 
@@ -92,6 +93,7 @@ def overview_of(
         "folds": data.folds,
         "nearly": NEARLY,
         "explainers": [_explainer(part, catalogue, data) for part in catalogue.explainers],
+        **effects_of(data, catalogue),
     }
 
 
@@ -169,7 +171,9 @@ def _above_chance(explainer: ExplainerCatalogue, catalogue: Catalogue) -> list[l
         return [None] * len(catalogue.simulators)
     found = explainer.measures[catalogue.measures.index("q_value")]
     return [
-        [int((q <= ABOVE_CHANCE).sum()), int(np.isfinite(q).sum())] if np.isfinite(q).any() else None
+        [int((q <= ABOVE_CHANCE).sum()), int(np.isfinite(q).sum())]
+        if np.isfinite(q).any()
+        else None
         for q in found
     ]
 

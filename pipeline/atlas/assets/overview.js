@@ -15,6 +15,8 @@
         h("p", { class: "summary" }, summary(overview, total, layers)),
         tiles(overview)),
       explainers.length > 0 && overview.simulators.length > 0 ? byLayer(overview) : "",
+      atlas.comparison(overview),
+      ...atlas.effects(overview),
       atlas.sharpness(overview),
       atlas.sanity(overview),
       h("div", { class: "columns" }, explainers.map((explainer) => concepts(overview, explainer))),
