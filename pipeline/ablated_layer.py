@@ -14,17 +14,24 @@ from actors.replay import Head
 from core.joint_replacement import JointLosses
 from pipeline.ablation_blocks import BLOCK, Block, normed, replace_all, score_block
 from pipeline.ablation_config import AblationConfig
-from pipeline.ablation_tables import importance_rows, replacement_rows, score_rows
+from pipeline.ablation_tables import (
+    ABLATION_SCHEMA,
+    IMPORTANCE_SCHEMA,
+    REPLACEMENT_SCHEMA,
+    importance_rows,
+    replacement_rows,
+    score_rows,
+)
 from pipeline.curves import Rerun, Together, Values
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS
 from pipeline.fingerprints import fingerprint
-from pipeline.held_out import Known, Simulations, held_out, training_mean
+from pipeline.held_out import HELD_OUT, Known, Simulations, training_mean
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.replays import Replacements, Replayers
 from pipeline.rundir import Run, part_name
-from pipeline.scores import shards_of
+from pipeline.scores import rows_of_splits, shards_of
 from pipeline.targets import Column
 
 WORK = "work/ablation"
@@ -76,7 +83,7 @@ class Layer:
         self.seed = plan.config.images.split.seed
         self.work = work
         shards, parts = shards_of(run, plan), run.parts(ACTIVATIONS)
-        self._recorded = held_out(run, shards, parts, column.name)
+        self._recorded = rows_of_splits(run, shards, parts, column.name, HELD_OUT)
         self._mean = training_mean(run, shards, parts, column.name)
         self._known = ray.put(known)
         self._lengths = {s.explainer: self._lengths_of(s) for s in sources}
@@ -133,6 +140,9 @@ class Layer:
             expand: As `Replay.expand`.
         """
         neurons = self._sample()
+        if not len(neurons):
+            schemas = (ABLATION_SCHEMA, IMPORTANCE_SCHEMA, REPLACEMENT_SCHEMA)
+            return Scored(self.column.name, *(schema.empty_table() for schema in schemas))
         recorded, mean = ray.get([self._recorded, self._mean])
         values = Values(
             column=self.column,

@@ -73,7 +73,7 @@ def score_block(
     at_mean = test.changes(middle - q_test)
     if "optim" in block.kinds:
         seen, right = (torch.from_numpy(v[known.val]) for v in (known.logits, known.labels))
-        val = LinearHead(seen, right, columns, known.temperature, middle - q_val)
+        val = LinearHead(seen, right, columns, known.temperature, middle - q_val, uses=100)
     tables = []
     for sought, predictions in zip(block.sought, simulated, strict=True):
         s_val, s_test = (of(predictions, v, block.neurons) for v in (known.val, known.test))

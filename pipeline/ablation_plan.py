@@ -11,7 +11,7 @@ from core.errors import ConfigError, LayerError, close_names
 from pipeline.ablation_config import PREDICTED, AblationConfig
 from pipeline.classes import read_classes, refuse_unknown_labels
 from pipeline.held_out import HELD_OUT
-from pipeline.plan import Plan
+from pipeline.plan import MIN_SPLIT_IMAGES, Plan
 from pipeline.targets import Column, columns_of
 
 
@@ -44,8 +44,18 @@ def refuse_impossible_ablation(plan: Plan) -> None:
             f"has {outputs:,} outputs; expected one for each, in their order"
         )
     rows = zip(*(plan.index.rows[name].to_pylist() for name in ("label", "split")), strict=True)
-    labels = [label for label, split in rows if split in HELD_OUT]
-    refuse_unknown_labels(settings.classes, places, labels)
+    labels: dict[str, list[str | None]] = {split: [] for split in HELD_OUT}
+    for label, split in rows:
+        if split in labels:
+            labels[split].append(label)
+    refuse_unknown_labels(settings.classes, places, [*labels["val"], *labels["test"]])
+    for split, found in labels.items():
+        if (known := sum(label is not None for label in found)) < MIN_SPLIT_IMAGES:
+            raise ConfigError(
+                f"{known} images of the {split} split have a label, and ablation against "
+                f"{settings.classes!r} needs at least {MIN_SPLIT_IMAGES}; label more images, or use "
+                f"'ablation: {{classes: {PREDICTED}}}'"
+            )
 
 
 def ablated_columns(plan: Plan, settings: AblationConfig) -> list[Column]:

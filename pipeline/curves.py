@@ -1,16 +1,16 @@
 """Running the rest of the network again for a layer: which replacements, shard by shard, and what they show.
 
-For every neuron some validation and test images are drawn, those likelier that move away from its mean.
-In the validation images it takes the values of a few nodes, and the curves of the losses there give the
-line that scales each explanation best. In the test images it then takes the scaled values themselves, so
-that nothing is interpolated in a score. Importance and joint replacement, if asked for, take every test
-image. A shard is the unit of work and of resumption: its images are decoded once, and what comes before
-the layer runs once for several replacements.
+For every neuron some validation and test images are drawn, those likelier that tell most about its scores
+(`core.importance_sampling`). In the validation images it takes the values of a few nodes, and the curves of
+the losses there give the line that scales each explanation best. In the test images it then takes the scaled
+values themselves, so that nothing is interpolated in a score. Importance and joint replacement, if asked
+for, take every test image. A shard is the unit of work and of resumption: its images are decoded once, and
+what comes before the layer runs once for several replacements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from core.ablation import AblationScores, Lines, ablation_scores, norm_lines, optimal_lines
-from core.importance_sampling import draw_images
+from core.importance_sampling import doubts, draw_images, first_order_importance
 from core.joint_replacement import JointLosses
 from core.loss_curves import LossCurves, nodes
 from pipeline.ablation_blocks import finite, shares_of_impact
@@ -29,7 +29,7 @@ from pipeline.replays import Replacements
 from pipeline.targets import Column
 
 #: Values of each neuron at which losses of validation images are evaluated.
-NODES = 9
+NODES = 13
 
 #: How far the interval of the nodes goes beyond the values that are known, as a share of their range.
 MARGIN = 0.1
@@ -67,9 +67,23 @@ class Together:
 class Draws:
     """Images of one split that are drawn for each of some neurons."""
 
-    def __init__(self, values: Values, known: Known, split: str, count: int, seed: int) -> None:
-        """Draw, or take all images once where there are no more than asked for."""
-        inside = np.flatnonzero(getattr(known, split))
+    def __init__(
+        self,
+        values: Values,
+        inside: np.ndarray,
+        importance: Callable[[int], np.ndarray],
+        count: int,
+        *words: object,
+    ) -> None:
+        """Draw, or take all images once where there are no more than asked for.
+
+        Args:
+            values: Of the neurons.
+            inside: Rows of the images to draw from.
+            importance: Of these images, for a neuron by its place among those that are scored.
+            count: Draws.
+            words: What the draws depend on, beside layer and neuron.
+        """
         self.exact = len(inside) <= count
         rows, weights = [], []
         for slot, neuron in enumerate(values.neurons.tolist()):
@@ -77,9 +91,8 @@ class Draws:
                 rows.append(inside)
                 weights.append(np.ones(len(inside)))
                 continue
-            words = fingerprint("draw", seed, values.column.name, neuron, split)
-            importance = np.abs(values.recorded[inside, slot] - values.mean[slot])
-            drawn = draw_images(importance, count, np.random.default_rng(int(words, 16)))
+            seed = fingerprint("draw", values.column.name, neuron, *words)
+            drawn = draw_images(importance(slot), count, np.random.default_rng(int(seed, 16)))
             rows.append(inside[drawn.images])
             weights.append(drawn.weights)
         self.rows = np.stack(rows, axis=1)
@@ -135,8 +148,6 @@ class Rerun:
         """
         self.values, self.known, self.shards = values, known, shards
         self.settings, self.expand, self.together = settings, expand, together
-        self.test = Draws(values, known, "test", settings.images, seed)
-        self.val = Draws(values, known, "val", settings.images, seed)
         self._slots = np.arange(len(values.neurons))
         recorded = torch.from_numpy(values.recorded)
         simulated = [torch.from_numpy(s.astype(np.float64)) for s in values.simulated]
@@ -146,8 +157,31 @@ class Rerun:
         """By number of the simulation and kind."""
         if "norm" in settings.scores:
             self.lines = {(n, "norm"): line for n, line in enumerate(norm)}
-        spans = [recorded, *(line.values(one) for line, one in zip(norm, simulated, strict=True))]
+        replaced = [line.values(one) for line, one in zip(norm, simulated, strict=True)]
+        of_test = self._importance(np.flatnonzero(known.test), [one.numpy() for one in replaced])
+        of_val = self._importance(np.flatnonzero(known.val), [])
+        self.test = Draws(
+            values, np.flatnonzero(known.test), of_test, settings.images, seed, "test"
+        )
+        self.val = Draws(values, np.flatnonzero(known.val), of_val, settings.images, seed, "val")
+        spans = [recorded, *replaced]
         self._ends = _ends([span[used] for span in spans], torch.from_numpy(values.mean))
+
+    def _importance(
+        self, inside: np.ndarray, replaced: Sequence[np.ndarray]
+    ) -> Callable[[int], np.ndarray]:
+        """How much images matter to a neuron: to its scores, or to any line where nothing is given."""
+        doubt = doubts(self.known.logits[inside], self.known.labels[inside], self.known.temperature)
+
+        def importance(slot: int) -> np.ndarray:
+            own = [one[inside, slot] for one in replaced]
+            own = [one for one in own if np.isfinite(one).all()]
+            if not own:
+                return doubt
+            recorded, mean = self.values.recorded[inside, slot], float(self.values.mean[slot])
+            return first_order_importance(recorded, np.stack(own, axis=1), mean, doubt)
+
+        return importance
 
     def for_lines(self, shard: int) -> Replacements:
         """What is replaced in validation images of a shard: drawn neurons, by the values of nodes."""

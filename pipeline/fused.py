@@ -211,7 +211,7 @@ class _Recording:
                 for lane in under_way:
                     self._feed(lane)
                 raise_if_stopped()
-                ready, _ = ray.wait([lane.replies[0][1] for lane in under_way], timeout=1.0)
+                ready = _ready([lane.replies[0][1] for lane in under_way])
                 for lane in [lane for lane in under_way if lane.replies[0][1] in ready]:
                     shard, reply = lane.replies.popleft()
                     try:
@@ -276,6 +276,15 @@ class _Recording:
         if not lane.waiting and not lane.finishing:
             lane.finishing = True
             lane.replies.append((None, lane.actor.finish.remote()))
+
+
+def _ready(replies: list[Any]) -> list[Any]:
+    """Those of some replies that are there, after a second at most."""
+    try:
+        ready, _ = ray.wait(replies, timeout=1.0)
+    except SystemError as error:  # what Ray makes of a signal that comes as it returns
+        raise own_error(error) from None
+    return list(ready)
 
 
 def _sought(run: Run, plan: Plan, explainer: ExplainerPlan, positions: np.ndarray) -> Sought:

@@ -24,18 +24,21 @@ from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.rundir import Run
 from pipeline.scores import (
+    TEST,
+    VAL,
     ScoreSource,
     Shards,
     explainer_source,
     model_source,
     read_rows,
+    rows_of_splits,
     shards_of,
 )
 from pipeline.sparse_weights import simulated_activations, sparse_weights
 from pipeline.storage import Folder
 from pipeline.targets import Column
 
-HELD_OUT = ("val", "test")
+HELD_OUT = (VAL, TEST)
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,6 @@ def held_out_rows(run: Run, parts: Sequence[str], columns: list[str]) -> pa.Tabl
         rows = rows.filter(pc.is_in(rows["split"], value_set=pa.array(HELD_OUT)))
         tables.append(rows.append_column("shard", pa.array([number] * rows.num_rows, pa.int32())))
     return pa.concat_tables(tables)
-
-
-def held_out(run: Run, shards: Shards, parts: Sequence[str], column: str) -> Any:
-    """Reference to a column's rows of validation and test images, (images, entries)."""
-    return ray.remote(_read).remote(run.folder, shards, parts, column)
-
-
-def _read(folder: Folder, shards: Shards, parts: Sequence[str], column: str) -> np.ndarray:
-    rows = []
-    for number, part in enumerate(parts):
-        inside = np.logical_or(*(shards.rows(folder, number, split) for split in HELD_OUT))
-        rows.append(read_rows(folder, shards, number, part, [column])[column][inside])
-    return np.concatenate(rows)
 
 
 def training_mean(run: Run, shards: Shards, parts: Sequence[str], column: str) -> Any:
@@ -140,7 +130,7 @@ def simulations(run: Run, plan: Plan, explainer: ExplainerPlan) -> Simulations:
     }
     levels = {}
     for name, source in sources.items():
-        values = held_out(run, shards, source.parts, source.column)
+        values = rows_of_splits(run, shards, source.parts, source.column, HELD_OUT)
         positions = stored.positions if source is own else None
         made = ray.remote(ScoreSource.levels).remote(source, run.folder, values, positions)
         levels[name] = (made, source.texts is not None)

@@ -102,9 +102,9 @@ class Stretch:
 
     block: Block
     first: int
-    lanes: Sequence[str]
+    lanes: list[str]
     """A file for each lane, from the first on; none where everything is taken from older totals."""
-    totals: Sequence[str]
+    totals: list[str]
     """Files of the totals over the first 0, 1, 2, … lanes, up to the last lane of the stretch."""
     lasting: frozenset[int] = frozenset()
     """Numbers of lanes of the totals that stay."""
@@ -211,15 +211,13 @@ class Layout:
         return next(covering, 0)
 
     def _whole(self, number: int, first: int) -> Stretch:
-        """All concepts over the lanes from one on."""
+        """All concepts over the lanes from one on; where there is one alone, it is the total."""
         count = len(self.lanes)
-        return Stretch(
-            self.blocks[number],
-            first,
-            [self._lane(number, lane, self._listed) for lane in range(first, count)],
-            [self._total(number, lanes) for lanes in range(count + 1)],
-            frozenset((count - 1, count)),
-        )
+        totals = [self._total(number, lanes) for lanes in range(count + 1)]
+        lanes = [self._lane(number, lane, self._listed) for lane in range(first, count)]
+        lasting = frozenset((count - 1, count))
+        lanes = totals[1:] if count == 1 else lanes
+        return Stretch(self.blocks[number], first, lanes, totals, lasting)
 
     def _grown(self, number: int, growth: Growth, reach: int, there: set[str]) -> Stretch:
         """New concepts over the lanes that a total of older ones covers."""

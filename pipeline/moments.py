@@ -112,8 +112,9 @@ def _sum_stretches(
     parts = run.parts(ACTIVATIONS)
     memory = lane_memory(plan, len(layout.positions))
     there = layout.summed(run)
-    total = sum(len(stretch.lanes) for stretch in stretches)
-    progress = Progress(f"moments {explainer.name}", total, "blocks")
+    names = [name for stretch in stretches for name in stretch.lanes]
+    progress = Progress(f"moments {explainer.name}", len(names), "blocks")
+    progress.resume_from(len(there.intersection(names)))
     with RunningTotals(run.folder, stretches, 4 * memory) as totals:
         for wave in waves_of(stretches):
             calls = []

@@ -5,7 +5,7 @@ python -m pipeline.reference > docs/configuration.md
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -31,8 +31,9 @@ def configuration_page() -> str:
     """The whole page, as Markdown."""
     parts = [HEAD]
     for name, field in Config.model_fields.items():
+        inside = get_args(field.annotation)
         for model in models_in(field.annotation):
-            listed = model is not field.annotation
+            listed = any(get_origin(part) is list for part in (field.annotation, *inside))
             parts.append(_section(f"{name} (a list)" if listed else name, model))
             if name in INSIDE:
                 parts.append(_section(*INSIDE[name]))

@@ -56,8 +56,8 @@ class RunningTotals:
         for growing in (True, False):
             stretches = [s for s in self._stretches if (s.growth is not None) == growing]
             additions = [a for s in stretches if (a := _addition(s, wave)) is not None]
-            calls = [(self._folder, addition) for addition in additions]
-            written += sum(size for _, size in run_tasks(_fold, calls, memory=self._memory))
+            if calls := [(self._folder, addition) for addition in additions]:
+                written += sum(size for _, size in run_tasks(_fold, calls, memory=self._memory))
         return written
 
 
@@ -83,7 +83,7 @@ class _Addition:
 def _addition(stretch: Stretch, wave: range) -> _Addition | None:
     """What a wave brings to a stretch, if anything."""
     first, stop = max(stretch.first, wave.start), min(stretch.stop, wave.stop)
-    if first >= stop:
+    if first >= stop or stretch.lanes == stretch.totals[1:]:
         return None
     covered = range(first + 1, stop + 1)
     lanes = [name for lane in range(first, stop) if (name := stretch.lane(lane)) is not None]

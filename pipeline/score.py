@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import yaml
 
 from core.correlation import explanation_correlations
@@ -32,12 +31,12 @@ from pipeline.plan import Plan, prepare
 from pipeline.progress import Progress
 from pipeline.rundir import Run
 from pipeline.scores import (
+    TEST,
     ScoreSource,
-    Shards,
     explainer_source,
     model_source,
     read_factors,
-    read_rows,
+    rows_of_splits,
     shards_of,
 )
 from pipeline.signals import stop_signals
@@ -198,7 +197,8 @@ def score_explanations(
     recorded = run.parts(ACTIVATIONS)
     calls: list[tuple[Any, ...]] = []
     values = [
-        values_on_test(run, shards, judge.source.parts, judge.source.column) for judge in judges
+        rows_of_splits(run, shards, judge.source.parts, judge.source.column, [TEST])
+        for judge in judges
     ]
     activations: dict[str, Any] = {}
     for column in columns_of(plan):
@@ -211,7 +211,9 @@ def score_explanations(
             known = layer.filter(_known(layer, judge.places))
             for rows in _blocks(known):
                 if column.name not in activations:
-                    activations[column.name] = values_on_test(run, shards, recorded, column.name)
+                    activations[column.name] = rows_of_splits(
+                        run, shards, recorded, column.name, [TEST]
+                    )
                 used = set(pc.list_flatten(rows["concepts"]).to_pylist())
                 short = {text: place for text, place in judge.places.items() if text in used}
                 known_texts = dataclasses.replace(judge, places=short)
@@ -247,19 +249,6 @@ def _blocks(table: pa.Table) -> list[pa.Table]:
         mine = table.filter(pa.array([other == kind for other in kinds], pa.bool_()))
         blocks += [mine.slice(n, BLOCK).combine_chunks() for n in range(0, mine.num_rows, BLOCK)]
     return blocks
-
-
-def values_on_test(run: Run, shards: Shards, parts: Sequence[str], column: str) -> Any:
-    """Reference to a column's rows of test images, (images, width), read by a task."""
-    return ray.remote(_read_test).remote(run.folder, shards, parts, column)
-
-
-def _read_test(folder: Folder, shards: Shards, parts: Sequence[str], column: str) -> np.ndarray:
-    rows = []
-    for number, part in enumerate(parts):
-        inside = shards.rows(folder, number, "test")
-        rows.append(read_rows(folder, shards, number, part, [column])[column][inside])
-    return np.concatenate(rows)
 
 
 def score_block(

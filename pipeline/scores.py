@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import ray
 
 from core.concept_scores import concept_logits, sharpened
 from core.errors import RecordingError
@@ -23,7 +25,7 @@ from pipeline.plan import ClipPlan, Plan
 from pipeline.rundir import Run
 from pipeline.storage import Folder
 
-VAL = "val"
+VAL, TEST = "val", "test"
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,26 @@ def read_rows(
             "run directory was changed by hand or by storage that failed: record into a new one"
         )
     return {column: matrix(content[column]) for column in columns}
+
+
+def rows_of_splits(
+    run: Run, shards: Shards, parts: Sequence[str], column: str, splits: Sequence[str]
+) -> Any:
+    """Reference to a column's rows of some splits, (images, width), read by a task.
+
+    The order is that of the images table.
+    """
+    return ray.remote(_rows_of_splits).remote(run.folder, shards, parts, column, splits)
+
+
+def _rows_of_splits(
+    folder: Folder, shards: Shards, parts: Sequence[str], column: str, splits: Sequence[str]
+) -> np.ndarray:
+    rows = []
+    for number, part in enumerate(parts):
+        inside = np.any([shards.rows(folder, number, split) for split in splits], axis=0)
+        rows.append(read_rows(folder, shards, number, part, [column])[column][inside])
+    return np.concatenate(rows)
 
 
 def active_positions(run: Run, explainer: str) -> np.ndarray:

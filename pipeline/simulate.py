@@ -33,11 +33,12 @@ from pipeline.progress import Progress
 from pipeline.rundir import Run, part_name
 from pipeline.sanity import sanity_table
 from pipeline.scores import (
+    TEST,
     ScoreSource,
     Shards,
     explainer_source,
     model_source,
-    read_rows,
+    rows_of_splits,
     shards_of,
 )
 from pipeline.sparse_weights import simulated_activations, sparse_weights
@@ -88,7 +89,7 @@ def _score_blocks(
     explanations = run.read(EXPLANATIONS)
     shards = shards_of(run, plan)
     parts = run.parts(ACTIVATIONS)
-    activations = [_on_test(run, shards, parts, column.name) for column in columns]
+    activations = [rows_of_splits(run, shards, parts, column.name, [TEST]) for column in columns]
     there = set(run.part_files(WORK))
     names: list[str] = []
     calls: list[tuple[Any, ...]] = []
@@ -169,22 +170,9 @@ def _p_values(layers: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], float]
     return found
 
 
-def _on_test(run: Run, shards: Shards, parts: Sequence[str], column: str) -> Any:
-    """Reference to a column's test rows, (images, entries), read by a task."""
-    return ray.remote(_read_test).remote(run.folder, shards, parts, column)
-
-
-def _read_test(folder: Folder, shards: Shards, parts: Sequence[str], column: str) -> np.ndarray:
-    rows = []
-    for number, part in enumerate(parts):
-        inside = shards.rows(folder, number, "test")
-        rows.append(read_rows(folder, shards, number, part, [column])[column][inside])
-    return np.concatenate(rows)
-
-
 def _levels(run: Run, shards: Shards, source: ScoreSource, positions: np.ndarray | None) -> Any:
     """Reference to a source's logits or scores of some concepts on test images."""
-    values = _on_test(run, shards, source.parts, source.column)
+    values = rows_of_splits(run, shards, source.parts, source.column, [TEST])
     return ray.remote(ScoreSource.levels).remote(source, run.folder, values, positions)
 
 

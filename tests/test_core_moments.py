@@ -245,6 +245,45 @@ def test_an_empty_shard_adds_nothing() -> None:
     assert ConceptMoments.of(p[:0]).merge(ConceptMoments.of(p)).count == 20
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    known=st.lists(st.booleans(), min_size=2, max_size=9).filter(lambda k: any(k) and not all(k)),
+    seed=st.integers(0, 10_000),
+)
+def test_a_longer_list_of_concepts_from_a_shorter_one_is_one_pass(
+    known: list[bool], seed: int
+) -> None:
+    shards = [
+        (scores(n, len(known), seed + n), activations(n, 3, seed + 9 + n)) for n in (40, 7, 23)
+    ]
+    old, new = np.flatnonzero(known), np.flatnonzero(np.logical_not(known))
+    concepts = merged([ConceptMoments.of(p[:, old]) for p, _ in shards])
+    beside = merged([CrossMoments.of(p, p[:, new]) for p, _ in shards])
+    longer = concepts.with_concepts(old, new, beside)
+    whole = merged([ConceptMoments.of(p) for p, _ in shards])
+    assert longer.count == whole.count
+    np.testing.assert_array_equal(longer.mean, whole.mean)
+    np.testing.assert_array_equal(longer.scatter, whole.scatter)
+
+    cross = merged([CrossMoments.of(p[:, old], q) for p, q in shards])
+    more = merged([CrossMoments.of(p[:, new], q) for p, q in shards])
+    assert_same_bits(
+        cross.with_concepts(old, new, more), merged([CrossMoments.of(p, q) for p, q in shards])
+    )
+
+
+def test_concepts_of_other_images_or_too_few_are_not_joined() -> None:
+    p, q = scores(20, 4), activations(20, 2)
+    old, new = np.arange(3), np.array([3])
+    concepts, cross = ConceptMoments.of(p[:, :3]), CrossMoments.of(p[:, :3], q)
+    with pytest.raises(ShapeError, match="images"):
+        concepts.with_concepts(old, new, CrossMoments.of(p[:9], p[:9, 3:]))
+    with pytest.raises(ShapeError, match="lists"):
+        concepts.with_concepts(old, new, CrossMoments.of(p[:, :3], p[:, 3:]))
+    with pytest.raises(ShapeError, match="images"):
+        cross.with_concepts(old, new, CrossMoments.of(p[:9, 3:], q[:9]))
+
+
 def test_moments_that_do_not_fit_together_are_refused() -> None:
     p, q = scores(10, 3), activations(10, 2)
     with pytest.raises(ShapeError, match="images"):

@@ -301,7 +301,7 @@ def test_a_run_that_is_killed_twice_goes_on_to_the_same_bits(
     assert killed_at(folder, out, parts, 3, signal.SIGTERM) == 75
     survivors = {p: p.stat().st_mtime_ns for p in out.glob(parts)}
     assert killed_at(folder, out, "moments/clip/part-000002-*", 1, signal.SIGKILL) == -9
-    survivors |= {p: p.stat().st_mtime_ns for p in out.glob(parts)} | survivors
+    survivors = {p: p.stat().st_mtime_ns for p in out.glob(parts)} | survivors
     assert "moments/clip" not in Run(out).tables()
 
     other = carried_out(folder, out, "test")

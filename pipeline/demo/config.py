@@ -52,5 +52,8 @@ def demo_config(images_folder: Path) -> dict[str, Any]:
         "simulators": [
             {"name": "clip-b", "model": f"local-dir:{_HERE / 'models' / 'simulator'}"},
         ],
-        "simulate": {"metrics": ["correlation", "cosine", "auprc", "f1", "iou"]},
+        "simulate": {
+            "metrics": ["correlation", "cosine", "auprc", "f1", "iou"],
+            "baselines": ["clip-dissect", "single"],
+        },
     }
