@@ -30,6 +30,8 @@ PUBLISHED = {
 """Slope and shift of the models in Oikarinen & Weng, ICML 2024 (arXiv:2405.06855)."""
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
+#: Texts that are encoded at once come in groups of so many.
+_TEXTS = 32
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 _FORMS = "'local-dir:PATH', 'hf-hub:OWNER/NAME' or 'NAME/TAG' from open_clip.list_pretrained()"
 
@@ -88,8 +90,10 @@ class Clip:
         rows = []
         with torch.inference_mode():
             for start in range(0, len(texts), batch):
-                tokens = self.tokenizer(list(texts[start : start + batch])).to(device)
-                embedded = model.encode_text(tokens)
+                some = list(texts[start : start + batch])
+                # Whole groups, so that a text's embedding does not depend on how many there are.
+                filled = some + some[:1] * (-len(some) % _TEXTS)
+                embedded = model.encode_text(self.tokenizer(filled).to(device))[: len(some)]
                 rows.append(F.normalize(embedded.float(), dim=-1).cpu())
         return torch.cat(rows).numpy()
 

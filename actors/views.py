@@ -3,7 +3,8 @@
 Preprocessing as timm, open_clip and torchvision make it resizes and crops a PIL image, turns it
 into numbers and normalises those. The first part is a *view*. Models whose views have equal keys
 share one 8-bit array an image, decoded once and four times smaller than floats; the rest is done
-on the model's device. Preprocessing of any other kind is kept whole.
+on the model's device. Preprocessing of any other kind is kept whole. torchvision, which takes seconds to
+import, is imported where a model is loaded: tasks that only read tables do without.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms as tv
-from torchvision.transforms.functional import InterpolationMode
 
 from actors.fingerprint import callable_fingerprint
 from core.errors import ModelError, UnreadableImage
@@ -68,7 +67,7 @@ class View:
         """
         result: Any = image
         for step in self.steps:
-            if isinstance(step, tv.Resize) and isinstance(step.size, int):
+            if type(step).__name__ == "Resize" and isinstance(step.size, int):
                 _refuse_strips(result, step.size)
             try:
                 result = step(result)
@@ -151,6 +150,8 @@ def split_transform(transform: Step) -> Preprocess:
 
 
 def _split(transform: Any, shape: tuple[int, int, int]) -> Preprocess | None:
+    from torchvision import transforms as tv
+
     if type(transform).__name__ == "ImageClassification":  # torchvision's preset for its weights
         steps = [
             tv.Resize(_side(transform.resize_size), transform.interpolation),
@@ -184,6 +185,9 @@ def _split(transform: Any, shape: tuple[int, int, int]) -> Preprocess | None:
 
 def _canonical(step: Any) -> tuple[str, Step] | None:
     """A geometric step in words, and rebuilt from just those words; None for other steps."""
+    from torchvision import transforms as tv
+    from torchvision.transforms.functional import InterpolationMode
+
     name = type(step).__name__
     if name == "Resize" and getattr(step, "max_size", None) is None:
         size, mode = _side(step.size), InterpolationMode(step.interpolation)

@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG.yaml")
     run.add_argument("--out", required=True, metavar="RUN", help="run directory or URL")
     run.add_argument("--stage", nargs="+", metavar="NAME", help="only these stages")
+    run.add_argument(
+        "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
+    )
 
     refit = add(
         "refit-length", _refit_length, "Choose other lengths in a finished run; no image is read."
@@ -77,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         "selftest", _selftest, "Explain a network whose explanations are known, and compare."
     )
     selftest.add_argument("--out", metavar="FOLDER", help="keep images and run there")
+
+    doctor = add("doctor", _doctor, "What this machine and storage can do, and what is missing.")
+    doctor.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="also what it names")
+    doctor.add_argument("--out", default="runs", metavar="RUN", help="where runs go; default: runs")
+    doctor.add_argument("--ray", action="store_true", help="start Ray too, which takes seconds")
+    doctor.add_argument("--json", action="store_true", help="the same as JSON")
 
     status = add("status", _status, "Stages, progress, ledger and failures of a run.")
     status.add_argument("run", metavar="RUN")
@@ -102,6 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("run", metavar="RUN")
     score.add_argument("--explanations", required=True, metavar="FILE", help="CSV or Parquet")
     score.add_argument("--layer", metavar="NAME", help="only this layer's explanations")
+
+    export = add("export", _export, "Write a run's explanations as CSV files.")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--format", choices=["csv"], default="csv", help="default: csv")
+    export.add_argument("--out", metavar="FOLDER", help="folder or URL; default: RUN/export")
+
+    diff = add("diff", _diff, "Which neurons changed meaning from one run to another.")
+    diff.add_argument("run_a", metavar="RUN_A")
+    diff.add_argument("run_b", metavar="RUN_B")
+    diff.add_argument("--limit", type=int, default=20, help="neurons to list; default: 20")
+    diff.add_argument("--out", metavar="FILE", help="write the whole table there, as Parquet")
     return parser
 
 
@@ -110,7 +130,7 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.run import execute
     from pipeline.show import summary_lines
 
-    summary = execute(load_config(chosen.config), chosen.out, chosen.stage)
+    summary = execute(load_config(chosen.config), chosen.out, chosen.stage, chosen.max_seconds)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
 
@@ -141,6 +161,19 @@ def _selftest(chosen: argparse.Namespace) -> int:
     found = selftest(chosen.out)
     print("\n".join(check_lines(found)))
     return 0 if all(check.passed for check in found) else 1
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from pipeline.doctor import doctor_lines, examine
+
+    checks = examine(chosen.config, chosen.out, chosen.ray)
+    if chosen.json:
+        print(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        print("\n".join(doctor_lines(checks)))
+    return 2 if any(check.state == "problem" for check in checks) else 0
 
 
 def _status(chosen: argparse.Namespace) -> int:
@@ -191,4 +224,28 @@ def _score(chosen: argparse.Namespace) -> int:
     from pipeline.score import score_file, scored_lines
 
     print("\n".join(scored_lines(score_file(chosen.run, chosen.explanations, chosen.layer))))
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from pipeline.export import export_csv
+    from pipeline.rundir import Run
+    from pipeline.storage import Folder
+
+    run = Run.open(chosen.run)
+    print("\n".join(export_csv(run, Folder(chosen.out or run.folder.path("export")))))
+    return 0
+
+
+def _diff(chosen: argparse.Namespace) -> int:
+    from pipeline.diff import diff_lines, diff_runs, table_place
+    from pipeline.rundir import Run
+
+    out = table_place(chosen.out) if chosen.out else None
+    diff = diff_runs(Run.open(chosen.run_a), Run.open(chosen.run_b))
+    print("\n".join(diff_lines(diff, chosen.limit)))
+    if out is not None:
+        folder, name = out
+        folder.write_table(name, diff.table)
+        print(f"\nTable: {folder.path(name)}")
     return 0

@@ -44,7 +44,7 @@ class SplitConfig(Strict):
     seed: int = 0
     """Another seed gives another split."""
     column: str | None = None
-    """Column of a manifest that holds train, val or test; the other keys are then not used."""
+    """Column (manifest, parquet) that holds train, val or test; the other keys are then not used."""
 
     @model_validator(mode="after")
     def _fractions_sum_to_one(self) -> SplitConfig:
@@ -63,10 +63,15 @@ class ImagesConfig(Strict):
 
     path: str
     """Folder, file, glob or URL."""
-    format: Literal["folder", "webdataset", "manifest"] | None = None
-    """How the path is read; by default guessed from what is found there."""
+    format: Literal["folder", "webdataset", "parquet", "manifest"] | None = None
+    """How the path is read: `folder`, `webdataset`, `parquet` (rows with the bytes of an image) or
+    `manifest`; by default guessed from what is found there."""
     label: str | None = None
-    """Key (webdataset) or column (manifest) that holds the label; the folder's name for `folder`."""
+    """Key (webdataset) or column (manifest, parquet) that holds the label; the folder's name for
+    `folder`."""
+    image: str | None = None
+    """`parquet`: column that holds the images; by default the only one of bytes, or the one that is
+    named `image`, `img`, `jpg`, `jpeg`, `png`, `webp` or `bytes`."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Use only the first N images in `image_id` order."""
     split: SplitConfig = SplitConfig()
@@ -120,11 +125,11 @@ class ConceptsConfig(Strict):
     name: Name
     """What the explainer is called in tables and on pages."""
     kind: Literal["labels", "attributes", "open_clip", "table"]
-    """`labels` (with superclasses), `attributes` (columns of the manifest), `open_clip` or `table`."""
+    """`labels` (with superclasses), `attributes` (columns beside the images), `open_clip` or `table`."""
     hierarchy: str | None = None
     """`labels`: JSON file with classes and superclasses."""
     columns: list[str] | None = None
-    """`attributes`: columns of the manifest; by default every boolean one."""
+    """`attributes`: columns of the manifest or Parquet files; by default every boolean one."""
     path: str | None = None
     """`table`: Parquet with `image_id` and one numeric column per concept."""
     model: str | None = None

@@ -166,7 +166,11 @@ def run_tasks(
                 position, call = waiting.pop()
                 running[remote.remote(*call)] = position
             raise_if_stopped()
-            done, _ = ray.wait(list(running), num_returns=1)
+            try:
+                done, _ = ray.wait(list(running), num_returns=1)
+            except SystemError:  # what Ray makes of a signal that comes as it returns
+                raise_if_stopped()
+                raise
             for reference in done:
                 position = running.pop(reference)
                 try:

@@ -33,13 +33,14 @@ from pipeline.expected import (
     expect,
 )
 from pipeline.fit import count_statuses, fit
+from pipeline.lock import RunLock, locked
 from pipeline.moments import gather_moments
 from pipeline.plan import Plan, prepare
 from pipeline.record import record, resolved_dtype
 from pipeline.report import report
 from pipeline.rundir import Run
 from pipeline.sharpen import sharpen
-from pipeline.signals import stop_signals
+from pipeline.signals import stop_signals, time_limit
 from pipeline.simulate import simulate
 
 #: Exit codes of the command line.
@@ -88,18 +89,25 @@ class Summary:
         return DONE_WITH_FAILURES if failed else DONE
 
 
-def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None) -> Summary:
+def execute(
+    config: Config,
+    out: str | Path,
+    stages: Sequence[str] | None = None,
+    max_seconds: float | None = None,
+) -> Summary:
     """Carry out a configuration, all stages or those named; start again to resume.
 
     Args:
         config: What to do.
         out: The run directory, local or any fsspec URL.
         stages: Names of stages; those that they read from must be done already.
+        max_seconds: Stop in order after so many seconds, counted from this call.
 
     Raises:
         UsageError: Nothing was started.
         ThresholdError: Too many images cannot be used.
-        StoppedEarly: A signal, or the cluster was lost; run again to resume.
+        StoppedEarly: A signal, the time limit, a lost cluster, or another run at work in this
+            directory; run again to resume.
     """
     for stage in stages or ():
         if stage not in STAGES:
@@ -107,23 +115,22 @@ def execute(config: Config, out: str | Path, stages: Sequence[str] | None = None
                 f"there is no stage {stage!r}{close_names(stage, STAGES)}; the stages are "
                 f"{', '.join(STAGES)}"
             )
+    if max_seconds is not None and max_seconds <= 0:
+        raise ConfigError(f"--max-seconds is {max_seconds:g}, expected more than 0")
     begun = time.monotonic()
+    until = None if max_seconds is None else begun + max_seconds
     run = Run(out)
     if run.folder.is_file():
         raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
+    RunLock(run.folder).refuse_if_held()
     plan = prepare(config)
     refuse_impossible_ablation(plan)
     check_baselines(config.simulate.baselines, config.recordings.keep)
     print(plan_line(plan), file=sys.stderr, flush=True)
-    try:
+    with locked(run.folder):
         run.folder.write("run.yaml", resolved_yaml(config).encode())
-    except Exception as error:  # what a storage raises is its own affair
-        raise ConfigError(
-            f"the run directory {run.folder.url!r} cannot be written ({type(error).__name__}: "
-            f"{error}); check the path or bucket, and the right to write there"
-        ) from error
-    with engine(config.ray), stop_signals():
-        carry_out(run, plan, stages or STAGES)
+        with engine(config.ray), stop_signals(), time_limit(until):
+            carry_out(run, plan, stages or STAGES)
     return summarise(run, time.monotonic() - begun, config.simulate.confidence)
 
 

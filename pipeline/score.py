@@ -27,6 +27,7 @@ from pipeline.expected import ACTIVATIONS, SCORES, expect
 from pipeline.external import read_explanations, stem_of
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.fit import BLOCK
+from pipeline.lock import locked
 from pipeline.plan import Plan, prepare
 from pipeline.progress import Progress
 from pipeline.rundir import Run
@@ -127,7 +128,7 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     stem = stem_of(explanations)
     name, path = f"external/{stem}", f"external/{stem}-{whole[:12]}.parquet"
     if not run.is_fresh(name, whole):
-        with engine(plan.config.ray), stop_signals():
+        with locked(run.folder), engine(plan.config.ray), stop_signals():
             run.write(name, path, _score(run, plan, table), whole)
     scores = run.read(name)
     confidence = plan.config.simulate.confidence

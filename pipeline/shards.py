@@ -10,6 +10,8 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -27,6 +29,7 @@ from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.plan import ClipPlan, TargetPlan, clip_fingerprint, target_fingerprint
 from pipeline.sources import fetch
+from pipeline.sources_parquet import ParquetRows
 from pipeline.storage import Folder
 
 #: Shard number of the rows that fill the last block up to the size of the others.
@@ -43,9 +46,9 @@ class DecodeShard:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Fetch and decode each image once; one that cannot be used gets a reason and no pixels."""
         rows = block.to_pylist()
-        decoder = Decoder(self.views, fetch)
         real = [row for row in rows if row["shard"] != PADDING]
-        decoded = iter(decoder(real))
+        with closing(ParquetRows()) as opened:
+            decoded = iter(Decoder(self.views, partial(fetch, rows=opened))(real))
         arrays = {
             key: np.zeros((len(rows), *view.shape), np.float32 if view.whole else np.uint8)
             for key, view in self.views.items()

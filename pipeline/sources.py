@@ -1,19 +1,19 @@
 """Image data sets as a small index: one row an image, with where its bytes lie; no pixel is read.
 
-Formats: `folder` (class folders), `webdataset` (tars with a JSON or .cls file beside each image) and
-`manifest` (CSV or Parquet with `path` and any columns). All of them on local disk or any fsspec URL.
+Formats: `folder` (class folders), `webdataset` (tars with a JSON or .cls file beside each image),
+`parquet` (rows with the bytes of an image) and `manifest` (CSV or Parquet with `path` and any columns).
+All of them on local disk or any fsspec URL.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, Any
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,16 +23,28 @@ import pyarrow.parquet as pq
 from core.errors import SourceError, close_names
 from core.splits import split_of
 from pipeline.config import ImagesConfig, SplitConfig
+from pipeline.sources_parquet import (
+    PARQUET_SUFFIX,
+    DamagedRowGroup,
+    ParquetRows,
+    holds_images,
+    list_rows,
+    row_url,
+)
+from pipeline.sources_webdataset import IMAGE_SUFFIXES, tar_samples
 from pipeline.storage import filesystem
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-MANIFEST_SUFFIXES = (".csv", ".parquet")
+MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
 
 #: Seconds between tries to read an image.
 RETRY_SECONDS = (0.2, 1.0)
 
-#: Columns of the index. `url`, `offset` and `length` say where the bytes are (length −1: the whole
-#: file); `stamp` changes when the content does: size and modification time, or an object's etag.
+#: What `length` is in the index where the image is a whole file, or where it is a row of a Parquet
+#: file; `offset` is then the row's number, and `url` ends in the column's name.
+WHOLE_FILE, PARQUET_ROW = -1, -2
+
+#: Columns of the index. `url`, `offset` and `length` say where the bytes are; `stamp` changes when the
+#: content does: size and modification time, or an object's etag.
 INDEX_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -53,7 +65,8 @@ class ImageIndex:
 
     Attributes:
         rows: One row an image, columns of `INDEX_SCHEMA`.
-        attributes: The other columns of a manifest, in the same order of rows; no column otherwise.
+        attributes: The other columns of a manifest or of Parquet files, in the same order of rows;
+            no column otherwise.
     """
 
     rows: pa.Table
@@ -70,11 +83,21 @@ def read_index(config: ImagesConfig) -> ImageIndex:
     if not _has_magic(root) and not fs.exists(root):
         raise SourceError(
             f"images.path {config.path!r} does not exist; give a folder of class folders, WebDataset "
-            "tars, or a manifest (CSV or Parquet)"
+            "tars, Parquet files of images, or a manifest (CSV or Parquet)"
         )
     files = _files_of(fs, root)
-    kind = config.format or _guess_format(config.path, files)
-    listing = {"folder": _list_folder, "webdataset": _list_tars, "manifest": _list_manifest}[kind]
+    kind = config.format or _guess_format(fs, config.path, files)
+    if config.image is not None and kind != "parquet":
+        raise SourceError(
+            f"images.image {config.image!r} names a column of Parquet files, and {config.path!r} is "
+            f"read as {kind!r}; leave it out, or set images.format to parquet"
+        )
+    listing = {
+        "folder": _list_folder,
+        "webdataset": _list_tars,
+        "parquet": _list_parquet,
+        "manifest": _list_manifest,
+    }[kind]
     columns, attributes = listing(fs, root, files, config)
     if not columns["image_id"]:
         raise SourceError(
@@ -95,17 +118,29 @@ def read_index(config: ImagesConfig) -> ImageIndex:
     return ImageIndex(table.combine_chunks(), attributes.combine_chunks())
 
 
-def fetch(row: Mapping[str, Any]) -> bytes:
+def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
     """The bytes of one image of the index; what may be a passing fault is tried three times.
+
+    Args:
+        row: Of the index: its `url`, `offset` and `length`.
+        rows: What the previous image was fetched with. Images in Parquet files lie behind one another:
+            taken in the order of the index with the same `rows`, each is read once.
 
     Raises:
         OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
     """
-    fs, path = filesystem(row["url"])
+    if row["length"] == PARQUET_ROW:
+        if rows is None:
+            with closing(ParquetRows()) as rows:
+                return fetch(row, rows)
+        read = partial(rows.read, row["url"], row["offset"])
+    else:
+        fs, path = filesystem(row["url"])
+        read = partial(_read, fs, path, row["offset"], row["length"])
     for wait in (*RETRY_SECONDS, None):
         try:
-            return _read(fs, path, row["offset"], row["length"])
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            return read()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, DamagedRowGroup):
             raise
         except OSError:
             if wait is None:
@@ -115,7 +150,7 @@ def fetch(row: Mapping[str, Any]) -> bytes:
 
 
 def _read(fs: Any, path: str, offset: int, length: int) -> bytes:
-    if length < 0:
+    if length == WHOLE_FILE:
         data: bytes = fs.cat_file(path)
         return data
     data = fs.cat_file(path, start=offset, end=offset + length)
@@ -138,7 +173,10 @@ def _files_of(fs: Any, root: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _guess_format(path: str, files: Mapping[str, Any]) -> str:
+def _guess_format(fs: Any, path: str, files: Mapping[str, Any]) -> str:
+    tables = sorted(name for name in files if name.lower().endswith(PARQUET_SUFFIX))
+    if tables and holds_images(fs, tables[0]):
+        return "parquet"
     if len(files) == 1 and next(iter(files)).lower().endswith(MANIFEST_SUFFIXES):
         return "manifest"
     if any(name.lower().endswith(".tar") for name in files):
@@ -146,8 +184,8 @@ def _guess_format(path: str, files: Mapping[str, Any]) -> str:
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
         return "folder"
     raise SourceError(
-        f"images.path {path!r} holds neither images nor .tar files nor a manifest "
-        f"({len(files):,} files looked at); set images.format if the names are unusual"
+        f"images.path {path!r} holds neither images nor .tar or Parquet files of images nor a "
+        f"manifest ({len(files):,} files looked at); set images.format if the names are unusual"
     )
 
 
@@ -190,7 +228,7 @@ def _append(
     url: str,
     info: Mapping[str, Any],
     offset: int = 0,
-    length: int = -1,
+    length: int = WHOLE_FILE,
 ) -> None:
     row = (image_id, path, label, url, offset, length, _stamp(info))
     for name, value in zip(
@@ -204,7 +242,7 @@ def _list_tars(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) 
     tars = sorted(path for path in files if path.lower().endswith(".tar"))
     columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
     with ThreadPoolExecutor(max_workers=min(16, max(1, len(tars)))) as pool:
-        samples = pool.map(lambda path: list(_tar_samples(fs, path, config)), tars)
+        samples = pool.map(lambda path: list(tar_samples(fs, path, config.label)), tars)
         for path, found in zip(tars, samples, strict=True):
             shard = _relative(path, root)
             for key, member, label in found:
@@ -221,59 +259,39 @@ def _list_tars(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) 
     return columns, _NO_ATTRIBUTES
 
 
-def _tar_samples(
-    fs: Any, path: str, config: ImagesConfig
-) -> Iterator[tuple[str, tarfile.TarInfo, str | None]]:
-    """Key, image member and label of every sample of one tar, in the order of the tar."""
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, str | None] = {}
+def _list_parquet(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+    """Parquet files with the bytes of an image in each row; an id is made of file and row.
+
+    Ids in the order of the rows let the images of a shard lie together.
+    """
+    named = [path for path in files if path.lower().endswith(PARQUET_SUFFIX)]
+    paths = sorted(named or files)
+    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
+    attributes = []
+    with ThreadPoolExecutor(max_workers=min(16, max(1, len(paths)))) as pool:
+        listings = pool.map(lambda path: list_rows(fs, path, config), paths)
+        for path, found in zip(paths, listings, strict=True):
+            file = _relative(path, root)
+            url = row_url(fs.unstrip_protocol(path), found.column)
+            for row, (name, label) in enumerate(zip(found.names, found.labels, strict=True)):
+                _append(
+                    columns,
+                    f"{file.removesuffix(PARQUET_SUFFIX)}/{row:08d}",
+                    f"{file}/{name or f'{row:08d}'}",
+                    label,
+                    url,
+                    files[path],
+                    row,
+                    PARQUET_ROW,
+                )
+            attributes.append(found.attributes)
     try:
-        with fs.open(path, "rb") as raw, tarfile.open(fileobj=_buffered(raw), mode="r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if not member.isfile():
-                    continue
-                if f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
-                    if key in images:
-                        raise SourceError(
-                            f"{path!r} has two images for the key {key!r}: {images[key].name!r} and "
-                            f"{member.name!r}; keep one image a sample"
-                        )
-                    images[key] = member
-                elif suffix == "json" and config.label is not None:
-                    labels[key] = _json_label(tar, member, config.label, path)
-                elif suffix == "cls" and config.label in (None, "cls"):
-                    labels[key] = _member_bytes(tar, member).decode().strip()
-    except tarfile.TarError as error:
+        return columns, pa.concat_tables(attributes, promote_options="permissive")
+    except pa.ArrowException as error:
         raise SourceError(
-            f"{path!r} is not a readable tar ({error}); remove it or make it again"
+            f"the files of images.path {config.path!r} have columns of one name and unlike types "
+            f"({error}); give them separately"
         ) from error
-    for key, member in images.items():
-        yield key, member, labels.get(key)
-
-
-def _buffered(raw: IO[bytes]) -> IO[bytes]:
-    return io.BufferedReader(raw, 1 << 20) if isinstance(raw, io.RawIOBase) else raw
-
-
-def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
-
-
-def _json_label(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, path: str) -> str | None:
-    try:
-        facts = json.loads(_member_bytes(tar, member))
-    except ValueError as error:
-        raise SourceError(f"{path}/{member.name} is not JSON ({error})") from error
-    if key not in facts:
-        raise SourceError(
-            f"images.label {key!r} is not in {path}/{member.name}, which has "
-            f"{', '.join(map(repr, facts))}{close_names(key, facts)}"
-        )
-    return None if facts[key] is None else str(facts[key])
 
 
 def _list_manifest(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
@@ -336,7 +354,7 @@ def _splits(table: pa.Table, attributes: pa.Table, config: SplitConfig) -> list[
         return split_of(table["image_id"].to_pylist(), fractions, config.seed)
     if config.column not in attributes.column_names:
         raise SourceError(
-            f"images.split.column {config.column!r} is not a column of the manifest"
+            f"images.split.column {config.column!r} is not a column of the images' table"
             f"{close_names(config.column, attributes.column_names)}"
         )
     values = [str(v) for v in attributes[config.column].to_pylist()]
