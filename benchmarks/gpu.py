@@ -50,6 +50,7 @@ STEPS = (
     Step("fit", ["benchmarks/fit_gpu.py"], 60),
     Step("simulate", ["benchmarks/simulate.py", "--sections", "gpu"], 60, ("sklearn",)),
     Step("ablation", ["benchmarks/ablation.py", "--device", "cuda"], 90),
+    Step("replay", ["benchmarks/replay.py", "--device", "cuda"], 60),
     Step("recording", ["benchmarks/recording.py", "--rounds", "3"], 150, ("open_clip",)),
     Step("formats", ["benchmarks/number_formats.py", "--device", "cuda"], 60, (LITE,)),
     Step(

@@ -50,8 +50,12 @@ class MomentSum:
             RecordingError: Values of the first array that are not finite.
         """
         self._check(left, right)
-        if not len(left):
-            return
+        rows = self._block.rows or len(left)
+        for start in range(0, len(left), max(rows, 1)):
+            piece = slice(start, start + rows)
+            self._add(left[piece], None if right is None else right[piece])
+
+    def _add(self, left: np.ndarray, right: np.ndarray | None) -> None:
         count = self.count + len(left)
         share = len(left) / count
         between = self.count * share
@@ -105,6 +109,9 @@ class MomentSum:
 
 class _CpuBlock:
     """Sums in main memory, updated tile by tile."""
+
+    rows = 767
+    """Images at once, which bounds the memory of centred columns; one row short of whole groups."""
 
     def __init__(self, left: int, right: int, symmetric: bool, _device: str) -> None:
         self.symmetric = symmetric
@@ -172,6 +179,8 @@ def _slices(columns: int, width: int) -> list[slice]:
 
 class _GpuBlock:
     """Sums in a GPU's memory; float64 matrix products over whole blocks."""
+
+    rows = None
 
     def __init__(self, left: int, right: int, symmetric: bool, device: str) -> None:
         self.symmetric = symmetric

@@ -39,8 +39,8 @@ def agreements(
 
     Args:
         runs: A and B.
-        explained: Explanations of A and of B by layer, pooling, explainer and neuron: `status`,
-            `concepts` and `weights`.
+        explained: Explanations of A and of B by layer, pooling, explainer and neuron:
+            `concepts` and `weights`, both empty where there is nothing to explain.
         explainers: Settings of the explainers of A and of B, by name.
 
     Returns:
@@ -57,7 +57,8 @@ def agreements(
             key
             for key in keys
             if key[2] == explainer
-            and before[key]["status"] == after[key]["status"] == "ok"
+            and before[key]["concepts"]
+            and after[key]["concepts"]
             and places.keys() >= {*before[key]["concepts"], *after[key]["concepts"]}
         ]
         if why := _not_comparable(runs[1], explainer, explainers):

@@ -138,9 +138,11 @@ def _by_neuron(table: pa.Table) -> _Rows:
 def _row(
     key: _Key, a: dict[str, Any], b: dict[str, Any], agreement: float | None
 ) -> dict[str, Any]:
-    ok = (a["status"] == "ok", b["status"] == "ok")
-    alike = similarity(a, b) if all(ok) else None
-    change = {(False, True): "gained", (True, False): "lost", (False, False): "neither"}.get(ok)
+    explained = (bool(a["concepts"]), bool(b["concepts"]))
+    alike = similarity(a, b) if all(explained) else None
+    change = {(False, True): "gained", (True, False): "lost", (False, False): "neither"}.get(
+        explained
+    )
     if alike is not None:
         same = alike >= SAME
         reworded = agreement is not None and agreement >= SAME

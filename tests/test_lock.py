@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,13 @@ from pipeline import planted
 from pipeline.cli import main
 from pipeline.lock import EXPIRY, NAME, RunLock, locked
 from pipeline.rundir import Run
-from pipeline.signals import deferred_signals, raise_if_stopped, stop_signals, time_limit
+from pipeline.signals import (
+    deferred_signals,
+    raise_if_stopped,
+    request_stop,
+    stop_signals,
+    time_limit,
+)
 from pipeline.storage import Folder
 
 ROUNDS = 40
@@ -184,7 +191,7 @@ def test_a_lock_that_was_cut_off_while_it_was_written_expires_too(tmp_path: Path
     clock.now = path.stat().st_mtime + EXPIRY - 1
     with pytest.raises(StoppedEarly):
         RunLock(folder, clock).take()
-    clock.now += 1
+    clock.now += 2
     RunLock(folder, clock).take()
 
 
@@ -299,23 +306,38 @@ def _made_another(number: int) -> None:
         raise SystemError("returned a result with an exception set") from error
 
 
-def test_a_run_with_a_time_limit_stops_in_order_and_is_resumed(
+def test_a_run_whose_time_is_up_stops_in_order_and_is_resumed(
     tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted.write_images(tmp_path, 600)
+    planted.write_images(tmp_path, 400)
     config, out = tmp_path / "config.yaml", tmp_path / "run"
-    config.write_text(yaml.safe_dump(planted.config(tmp_path)))
-    command = ["run", str(config), "--out", str(out), "--max-seconds"]
-    assert main([*command, "0"]) == 2
+    config.write_text(yaml.safe_dump(planted.config(tmp_path, recordings={"shard_size": 40})))
+    command = ["run", str(config), "--out", str(out)]
+    assert main([*command, "--max-seconds", "0"]) == 2
     assert not out.exists()
-    assert main([*command, "0.01"]) == 75
-    assert "time limit" in capsys.readouterr().err
-    codes = []
-    for attempt in range(1, 12):
-        codes.append(main([*command, str(attempt)]))
-        assert not (out / NAME).exists()
-        if codes[-1] != 75:
-            break
-        assert "stopped by the time limit; run again to resume" in capsys.readouterr().err
-    assert codes == [75] * (len(codes) - 1) + [3], "the planted network has a neuron that fails"
+    assert main([*command, "--max-seconds", "0.01"]) == 75
+    assert "stopped by the time limit; run again to resume" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["run.yaml"]
+
+    parts = out / "recordings" / "activations"
+    over = threading.Event()
+
+    def stop_at_the_first_part() -> None:
+        while not (parts.is_dir() and list(parts.glob("part-*"))) and not over.wait(0.005):
+            pass
+        request_stop("a timer")
+
+    thread = threading.Thread(target=stop_at_the_first_part)
+    thread.start()
+    code = main(command)
+    over.set()
+    thread.join()
+    assert code == 75
+    assert not (out / NAME).exists()
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("part-*")}
+    assert 1 <= len(kept) < 10
+
+    assert main([*command, "--max-seconds", "3600"]) == 3, "one planted neuron fails"
     assert "atlas" in Run.open(out).tables()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert not (out / NAME).exists()
