@@ -66,6 +66,7 @@ class View:
                 the model's own preprocessing fails on it.
         """
         result: Any = image
+        step: Any
         for step in self.steps:
             if type(step).__name__ == "Resize" and isinstance(step.size, int):
                 _refuse_strips(result, step.size)
