@@ -30,7 +30,7 @@ FLOAT16_MAX = 65504.0
 _CPU_BATCH, _CUDA_BATCH = 32, 256
 """Images in one pass. On a CPU more gain nothing, and the last batch is filled up to this size."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _Key = tuple[str, str]
 
@@ -71,17 +71,20 @@ def resolve_dtype(device: str | torch.device, dtype: str = "auto") -> torch.dtyp
 
     Args:
         device: Where it runs.
-        dtype: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 where the processor
-            multiplies such numbers itself, and float32 elsewhere.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or, on a GPU, ``float16``. ``auto`` is bfloat16
+            where the processor multiplies such numbers itself, and float32 elsewhere.
 
     Raises:
-        ConfigError: Another name.
+        ConfigError: Another name, or float16 on a CPU, which computes in it slowly if at all.
     """
+    on_gpu = torch.device(device).type == "cuda"
+    if dtype == "float16" and not on_gpu:
+        raise ConfigError("dtype 'float16' is for GPUs; use 'auto', 'float32' or 'bfloat16' here")
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype != "auto":
         raise ConfigError(f"unknown dtype {dtype!r}; expected auto, {' or '.join(_DTYPES)}")
-    if torch.device(device).type == "cuda":
+    if on_gpu:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = _cpu_has_bfloat16()

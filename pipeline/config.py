@@ -91,8 +91,10 @@ class TargetConfig(Strict):
     """Poolings for every layer, or `{pattern: [poolings]}`; the last pattern that matches counts."""
     batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     """Images in one forward pass; `auto` is 32 on a CPU and at most 256 on a GPU."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the forward pass; `auto` is bfloat16 where the processor computes in it."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the forward pass; `auto` is bfloat16 where the processor computes in it.
+    `float16`, on GPUs alone, is as fast and nearer to float32, for networks whose numbers stay below
+    65,504: neurons in which they do not are `failed`."""
 
     @field_validator("pooling")
     @classmethod
@@ -189,8 +191,8 @@ class RecordingsConfig(Strict):
     """Stop (exit code 4) when more than this share of the images cannot be used."""
     keep: Literal["all", "test"] = "all"
     """Images whose activations and embeddings are kept: `all`, or those of the `test` split. With
-    `test` moments are taken while images are recorded, so that another concept list, sharpness or
-    number of folds records all images again; which concepts of a vision-language model are active is
+    `test` moments are taken while images are recorded, so that new layers, new concepts, another
+    sharpness or number of folds record all images again; which concepts of a vision-language model are active is
     then judged on the sample that the sharpness is chosen with."""
 
 

@@ -35,6 +35,12 @@ def record(run: Run, plan: Plan, expected: Expected, workers: Workers, dtype: st
 
 
 def resolved_dtype(dtype: str, workers: Workers) -> str:
-    """The number format that `auto` stands for, asked of a worker of the kind that will record."""
+    """The number format that `auto` stands for, asked of a worker of the kind that will record.
+
+    Raises:
+        ConfigError: A format that such workers do not compute in.
+    """
+    if dtype != "auto":
+        return str(resolve_dtype(workers.device, dtype)).removeprefix("torch.")
     task = ray.remote(resolve_dtype).options(num_cpus=0, num_gpus=workers.gpus)
     return str(ray.get(task.remote(workers.device, dtype))).removeprefix("torch.")

@@ -243,6 +243,8 @@ def test_preprocessing_that_was_kept_whole_is_recorded_too() -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown dtype 'float8'; expected auto, float32 or bfl"):
         resolve_dtype("cpu", "float8")
+    with pytest.raises(ConfigError, match="dtype 'float16' is for GPUs"):
+        resolve_dtype("cpu", "float16")
     with pytest.raises(ConfigError, match="batch_size is 0"):
         Recorder([affine([1, 1, 1])], batch_size=0)
     with pytest.raises(ConfigError, match="2 targets were given"):
