@@ -133,7 +133,7 @@ class _CpuBlock:
         """
         rows, columns = self._sums.shape
         left_mean, right_mean = np.empty(rows), np.empty(columns)
-        width = LEFT_TILE if self.symmetric else RIGHT_TILE
+        outer = _tiles(columns, LEFT_TILE if self.symmetric else RIGHT_TILE)
 
         def tile(values: np.ndarray, mean: np.ndarray, before: np.ndarray, size: int) -> Any:
             mean[:], centred = centred_columns(values, size, spare=1)
@@ -143,19 +143,19 @@ class _CpuBlock:
 
         inner = [
             tile(left[:, a], left_mean[a], left_before[a], LEFT_TILE)
-            for a in _slices(rows, LEFT_TILE)
+            for a, _ in _tiles(rows, LEFT_TILE)
         ]
-        scratch = np.empty((LEFT_TILE, width))
-        for number, b in enumerate(_slices(columns, width)):
+        for number, (b, width) in enumerate(outer):
             if right is None:
                 q = inner[number]
             else:
                 q = tile(right[:, b], right_mean[b], right_before[b], width)
-            for p, a in zip(inner, _slices(rows, LEFT_TILE), strict=True):
+            for p, (a, _) in zip(inner, _tiles(rows, LEFT_TILE), strict=True):
                 if self.symmetric and a.start > b.start:
                     break
-                np.matmul(p.T, q, out=scratch)
-                found = np.triu(scratch) + np.triu(scratch, 1).T if q is p else scratch
+                found = p.T @ q
+                if q is p:
+                    found = np.triu(found) + np.triu(found, 1).T
                 place = self._sums[a, b]
                 place += found[: place.shape[0], : place.shape[1]]
                 if self.symmetric and q is not p:
@@ -172,9 +172,15 @@ class _CpuBlock:
         return self._squares
 
 
-def _slices(columns: int, width: int) -> list[slice]:
-    """Columns in tiles, the last one as wide as is left."""
-    return [slice(a, min(a + width, columns)) for a in range(0, columns, width)]
+def _tiles(columns: int, narrow: int) -> list[tuple[slice, int]]:
+    """Columns in tiles, and the width that each is padded to: wide ones, then narrow ones.
+
+    A product costs least in wide tiles; the last columns would be mostly padding in them.
+    """
+    wide = columns - columns % LEFT_TILE
+    starts = [(a, LEFT_TILE) for a in range(0, wide, LEFT_TILE)]
+    starts += [(a, narrow) for a in range(wide, columns, narrow)]
+    return [(slice(a, min(a + width, columns)), width) for a, width in starts]
 
 
 class _GpuBlock:

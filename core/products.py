@@ -34,8 +34,10 @@ def padded(
         spare: Rows of zeros that there must be at least.
     """
     rows, columns = values.shape
-    out = np.zeros((-(-(rows + spare) // _ROWS) * _ROWS, -(-columns // tile) * tile))
+    out = np.empty((-(-(rows + spare) // _ROWS) * _ROWS, -(-columns // tile) * tile))
     out[:rows, :columns] = values
+    out[:rows, columns:] = 0.0
+    out[rows:] = 0.0
     return out
 
 
@@ -59,14 +61,15 @@ def centred_columns(
     rows, columns = values.shape
     centred = padded(values, tile, spare)
     inside = centred[:rows]
-    finite = np.isfinite(inside).all(axis=0)
-    inside[:, ~finite] = 0.0
     origin = inside[0].copy()
-    inside -= origin
-    offset = inside.sum(axis=0) / rows
+    with np.errstate(invalid="ignore", over="ignore"):
+        inside -= origin
+        offset = inside.sum(axis=0) / rows
+        mean = origin + offset
+    # A value that is not finite leaves no finite mean.
+    failed = np.flatnonzero(~np.isfinite(mean))
+    inside[:, failed], offset[failed], mean[failed] = 0.0, 0.0, np.nan
     inside -= offset
-    mean = origin + offset
-    mean[~finite] = np.nan
     return mean[:columns], centred
 
 

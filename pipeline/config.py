@@ -192,8 +192,8 @@ class RecordingsConfig(Strict):
     keep: Literal["all", "test"] = "all"
     """Images whose activations and embeddings are kept: `all`, or those of the `test` split. With
     `test` moments are taken while images are recorded, so that new layers, new concepts, another
-    sharpness or number of folds record all images again; which concepts of a vision-language model are active is
-    then judged on the sample that the sharpness is chosen with."""
+    sharpness or number of folds record all images again; which concepts of a vision-language model
+    are active is then judged on the sample that the sharpness is chosen with."""
 
 
 class SimulateConfig(Strict):

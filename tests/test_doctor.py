@@ -14,9 +14,10 @@ import ray
 import torch
 import yaml
 
-from pipeline import doctor, planted
+from pipeline import planted
 from pipeline.cli import main
-from pipeline.doctor import Check, examine
+from pipeline.doctor import examine
+from pipeline.machine import Check, packages
 
 
 def write_config(folder: Path, **sections: Any) -> Path:
@@ -108,7 +109,7 @@ def test_a_package_that_is_missing_or_too_old_is_a_problem_with_its_command(
         return "1.0" if name == "pyarrow" else real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    *problems, found = list(doctor.packages())
+    *problems, found = list(packages())
     assert {(check.state, check.found.split()[0]) for check in problems} == {
         ("problem", "timm"),
         ("problem", "pyarrow"),

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
+import neuroscribe
 from pipeline import planted as planted_network
 from pipeline.config import parse_config
 from pipeline.planted import CONSTANT, DEAD, FAILED, NAMES, NEURONS
 from pipeline.run import Summary, execute
 from pipeline.rundir import Run
+from pipeline.show import equation
 
 TESTS = Path(__file__).parent
 IMAGES = 2300
@@ -135,6 +137,28 @@ def test_correlation_is_a_measure_that_notices_wrong_labels(run: Run) -> None:
     for row in rows.values():
         shares = (row["missing_share"], row["extra_share"])
         assert row["passes"] == all(share >= 0.9 for share in shares)
+
+
+def test_the_python_interface_reads_a_neuron_in_five_lines(run: Run) -> None:
+    found = neuroscribe.open_run(run.folder.url)
+    neuron = found.neuron("neurons", 7)["cells"]
+    rows = {(row["neuron"], row["length"]): row for row in found.table("explanations").to_pylist()}
+    row = rows[7, len(neuron.concepts)]
+    assert row["chosen"]
+    assert str(neuron) == equation(row)
+    scores = [r for r in found.table("scores").to_pylist() if r["chosen"] and r["neuron"] == 7]
+    assert neuron.correlation == {"explainer": scores[0]["correlation"]}
+    users = {one.neuron for one in found.search(neuron.concepts[0])}
+    truth = [r for r in rows.values() if r["chosen"] and neuron.concepts[0] in r["concepts"]]
+    assert 7 in users >= {r["neuron"] for r in truth}
+    assert str(found.neuron("neurons", DEAD)["cells"]) == "dead"
+    for wrong, message in (
+        (lambda: found.neuron("neuron", 7), "closest|did you mean|neurons"),
+        (lambda: found.neuron("neurons", 999), "there is no 999"),
+        (lambda: found.table("score"), "scores"),
+    ):
+        with pytest.raises(neuroscribe.NeuroscribeError, match=message):
+            wrong()
 
 
 def test_neurons_that_cannot_be_explained_have_a_row_and_a_status(
