@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate bench-ablation bench-gpu
+.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -47,12 +47,9 @@ bench-planted: .venv/installed-dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/planted.py --results benchmarks/results/planted.json --figure docs/images/planted-recovery.svg
 
-# Correlation with intervals, measures and null distribution, against plain loops.
+# Correlation with intervals, measures, null distribution and ablation, against plain loops.
 bench-simulate: .venv/installed-dev
 	$(BIN)/python benchmarks/simulate.py --results benchmarks/results/simulate.json
-
-# Ablation at a linear head, against the published loop.
-bench-ablation: .venv/installed-dev
 	$(BIN)/python benchmarks/ablation.py --results benchmarks/results/ablation.json
 
 # Every figure and test that needs a GPU, under nine minutes; what is not installed is named and skipped.

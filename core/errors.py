@@ -71,7 +71,7 @@ class ThresholdError(NeuroscribeError):
 
 
 class StoppedEarly(NeuroscribeError):
-    """The run was interrupted in an orderly way and can be resumed."""
+    """The run was interrupted in an orderly way, ran out of time or is in use; it can be resumed."""
 
 
 def close_names(wanted: str, known: Iterable[str], limit: int = 3) -> str:

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RayConfig
-from pipeline.engine import engine
-
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -24,5 +21,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests that run stages in this process."""
+    # Imported here, so that tests of core and actors run where Ray is not installed.
+    from pipeline.config import RayConfig
+    from pipeline.engine import engine
+
     with engine(RayConfig()):
         yield
