@@ -6,6 +6,9 @@ its scores serve to be recomputed.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +60,23 @@ _finished: list[Run] = []
 
 
 def finished_run(temporary: pytest.TempPathFactory) -> Run:
-    """The run, made once for all tests of a session."""
+    """The run, made once for all tests, and a copy of it for each process that tests run in."""
     if not _finished:
-        _finished.append(_made(temporary.mktemp("cells")))
+        mine = temporary.mktemp("cells")
+        # Processes of one start of the tests have folders side by side.
+        made = (mine if "PYTEST_XDIST_WORKER" not in os.environ else mine.parent.parent) / "planted"
+        made.mkdir(exist_ok=True)
+        with (made / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (made / "done").exists():
+                _made(made)
+                (made / "done").touch()
+        shutil.copytree(made / "run", mine / "run")
+        _finished.append(Run.open(mine / "run"))
     return _finished[0]
 
 
-def _made(folder: Path) -> Run:
+def _made(folder: Path) -> None:
     planted.write_images(folder, IMAGES)
     (folder / "words.txt").write_text("\n".join(WORDS) + "\n")
     sections = planted.config(folder) | {
@@ -84,7 +97,7 @@ def _made(folder: Path) -> Run:
         "calibration": {"a": 8.0, "b": 0.5},
     }
     sections["concepts"] = [*sections["concepts"], clip]  # type: ignore[misc]
-    return Run.open(execute(parse_config(sections, base=TESTS), folder / "run").url)
+    execute(parse_config(sections, base=TESTS), folder / "run")
 
 
 def stored(run: Run, table: str, column: str, split: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from pipeline.demo.dataset import write_dataset
 from pipeline.run import execute
 from pipeline.rundir import Run
 
-IMAGES = 400
+IMAGES = 300
 FITTED = ("record", "concepts", "sharpen", "moments", "fit")
 CHOSEN = ("sharpness", "degenerate_concepts", "paths", "explanations")
 
@@ -34,7 +34,7 @@ def explained(folder: Path, keep: str) -> Run:
     }
     config["recordings"] = {"keep": keep, "shard_size": 100}
     config["fit"] = {"max_length": 4, "folds": 2}
-    config["simulate"] = {}
+    config |= {"simulate": {}, "simulators": []}  # neither takes part in what is fitted
     execute(parse_config(config, base=folder), folder / keep, FITTED)
     return Run.open(folder / keep)
 
@@ -81,7 +81,7 @@ def test_corrupted_test_images_change_no_explanation_by_a_bit(tmp_path: Path, ke
         folder = tmp_path / name
         write_dataset(folder, IMAGES, seed=5)
         if runs:
-            assert corrupt_test_images(folder, runs[0]) > 50
+            assert corrupt_test_images(folder, runs[0]) > 40
         runs.append(explained(folder, keep))
     sound, corrupted = runs
     for table in CHOSEN:
