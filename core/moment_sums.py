@@ -128,8 +128,8 @@ class _CpuBlock:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Add a shard, and the squared distance of its means from those before; its means.
 
-        That distance is one more row below the centred columns, so that one product adds both. The
-        columns of the left are centred once, since each meets every tile of the right.
+        That distance is one more row below the centred columns, so that one product adds both.
+        Columns are centred once: those of the right, usually the fewer, are kept meanwhile.
         """
         rows, columns = self._sums.shape
         left_mean, right_mean = np.empty(rows), np.empty(columns)
@@ -141,29 +141,30 @@ class _CpuBlock:
                 centred[len(values), : len(mean)] = math.sqrt(between) * (mean - before)
             return centred
 
-        inner = [
-            tile(left[:, a], left_mean[a], left_before[a], LEFT_TILE)
-            for a, _ in _tiles(rows, LEFT_TILE)
-        ]
-        for number, (b, width) in enumerate(outer):
-            if right is None:
-                q = inner[number]
-            else:
-                q = tile(right[:, b], right_mean[b], right_before[b], width)
-            for p, (a, _) in zip(inner, _tiles(rows, LEFT_TILE), strict=True):
-                if self.symmetric and a.start > b.start:
-                    break
-                found = p.T @ q
-                if q is p:
-                    found = np.triu(found) + np.triu(found, 1).T
-                place = self._sums[a, b]
-                place += found[: place.shape[0], : place.shape[1]]
-                if self.symmetric and q is not p:
-                    self._sums[b, a] = place.T
-            if right is not None:
-                np.square(q, out=q)
-                self._squares[b] += q.sum(axis=0)[: len(self._squares[b])]
-        return left_mean, right_mean if right is not None else left_mean
+        if right is None:
+            sides = [(a, tile(left[:, a], left_mean[a], left_before[a], w)) for a, w in outer]
+            for number, (b, q) in enumerate(sides):
+                for a, p in sides[: number + 1]:
+                    self._add(a, b, p, q)
+            return left_mean, left_mean
+        sides = [(b, tile(right[:, b], right_mean[b], right_before[b], w)) for b, w in outer]
+        for a, width in _tiles(rows, LEFT_TILE):
+            p = tile(left[:, a], left_mean[a], left_before[a], width)
+            for b, q in sides:
+                self._add(a, b, p, q)
+        for b, q in sides:
+            np.square(q, out=q)
+            self._squares[b] += q.sum(axis=0)[: len(self._squares[b])]
+        return left_mean, right_mean
+
+    def _add(self, a: slice, b: slice, p: np.ndarray, q: np.ndarray) -> None:
+        found = p.T @ q
+        if q is p:
+            found = np.triu(found) + np.triu(found, 1).T
+        place = self._sums[a, b]
+        place += found[: place.shape[0], : place.shape[1]]
+        if self.symmetric and q is not p:
+            self._sums[b, a] = place.T
 
     def products(self) -> np.ndarray:
         return self._sums

@@ -31,7 +31,9 @@ def summary_lines(summary: Summary) -> list[str]:
             *_mean_lines(summary),
         ]
     if summary.comparison is not None:
-        lines += ["", *comparison_lines(summary.comparison, summary.confidence)]
+        table = summary.comparison
+        simulated = table.filter(pc.not_equal(table["simulator"], OWN_SCORE))
+        lines += ["", *comparison_lines(simulated if len(simulated) else table, summary.confidence)]
     if summary.replacements is not None:
         lines += ["", *_replacement_lines(summary.replacements)]
     if summary.quarantined:
