@@ -133,6 +133,20 @@ def data_context(block_bytes: int) -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
 
 
+def ready(references: list[Any], timeout: float | None = None) -> list[Any]:
+    """Those of some references that are there: the first, or none when the seconds are over.
+
+    Raises:
+        StoppedEarly: A stop was asked for.
+    """
+    raise_if_stopped()
+    try:
+        return list(ray.wait(references, num_returns=1, timeout=timeout)[0])
+    except SystemError:  # what Ray makes of a signal that comes as it returns
+        raise_if_stopped()
+        raise
+
+
 def run_tasks(
     function: Callable[..., Any],
     calls: Sequence[tuple[Any, ...]],
@@ -165,13 +179,7 @@ def run_tasks(
             while waiting and len(running) < window:
                 position, call = waiting.pop()
                 running[remote.remote(*call)] = position
-            raise_if_stopped()
-            try:
-                done, _ = ray.wait(list(running), num_returns=1)
-            except SystemError:  # what Ray makes of a signal that comes as it returns
-                raise_if_stopped()
-                raise
-            for reference in done:
+            for reference in ready(list(running)):
                 position = running.pop(reference)
                 try:
                     yield position, ray.get(reference)

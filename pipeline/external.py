@@ -331,10 +331,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _neuron(value: Any, column: Column) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise _Fault(f"neuron {value!r} is not a number") from None
+    number = _number(value, "neuron")
     if not number.is_integer():
         raise _Fault(f"neuron {value!r} is not a whole number")
     if not 0 <= number < column.neurons:

@@ -19,7 +19,7 @@ import ray
 
 from core.errors import ConfigError, StoppedEarly
 from pipeline.concepts import embed_texts
-from pipeline.engine import Workers
+from pipeline.engine import Workers, ready
 from pipeline.expected import (
     ACTIVATIONS,
     IMAGES,
@@ -38,7 +38,6 @@ from pipeline.rundir import Run
 from pipeline.running_totals import RunningTotals
 from pipeline.scores import divided
 from pipeline.shards import DecodeShard
-from pipeline.signals import raise_if_stopped
 from pipeline.stream import (
     Models,
     block_of,
@@ -210,9 +209,8 @@ class _Recording:
                     under_way.append(self._begin(queue.popleft(), idle.pop()))
                 for lane in under_way:
                     self._feed(lane)
-                raise_if_stopped()
-                ready = _ready([lane.replies[0][1] for lane in under_way])
-                for lane in [lane for lane in under_way if lane.replies[0][1] in ready]:
+                there = ready([lane.replies[0][1] for lane in under_way], timeout=1.0)
+                for lane in [lane for lane in under_way if lane.replies[0][1] in there]:
                     shard, reply = lane.replies.popleft()
                     try:
                         row = ray.get(reply)
@@ -276,15 +274,6 @@ class _Recording:
         if not lane.waiting and not lane.finishing:
             lane.finishing = True
             lane.replies.append((None, lane.actor.finish.remote()))
-
-
-def _ready(replies: list[Any]) -> list[Any]:
-    """Those of some replies that are there, after a second at most."""
-    try:
-        ready, _ = ray.wait(replies, timeout=1.0)
-    except SystemError as error:  # what Ray makes of a signal that comes as it returns
-        raise own_error(error) from None
-    return list(ready)
 
 
 def _sought(run: Run, plan: Plan, explainer: ExplainerPlan, positions: np.ndarray) -> Sought:

@@ -25,10 +25,9 @@ from actors.targets import load_target
 from actors.views import View
 from core.errors import RecordingError, StoppedEarly
 from pipeline.columns import array_of, vectors
-from pipeline.engine import Workers
+from pipeline.engine import Workers, ready
 from pipeline.plan import TargetPlan, target_fingerprint
 from pipeline.shards import DecodeShard
-from pipeline.signals import raise_if_stopped
 from pipeline.storage import Folder
 from pipeline.stream import own_error
 from pipeline.targets import Column
@@ -171,8 +170,7 @@ class Replayers:
                     running[getattr(actor, method).remote(shard, *arguments)] = actor
                 if not running:
                     return
-                raise_if_stopped()
-                (reply,), _ = ray.wait(list(running), num_returns=1)
+                (reply,) = ready(list(running))
                 idle.append(running.pop(reply))
                 yield ray.get(reply)
         except ray.exceptions.RayTaskError as error:
