@@ -20,7 +20,7 @@ from core.lengths import path_correlations
 from core.moments import ConceptMoments, CrossMoments, Moments, merged
 from core.ranked import single_paths
 from pipeline.compare import comparison_table
-from pipeline.config import OWN_SCORE
+from pipeline.concepts_config import OWN_SCORE
 from pipeline.dissect import dissect
 from pipeline.engine import run_tasks
 from pipeline.expected import BASELINES as BASELINES_TABLE

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.comparison import Mean, mean_with_interval, paired_difference
-from pipeline.config import OWN_SCORE
+from pipeline.concepts_config import OWN_SCORE
 from pipeline.external import LINEAR
 from pipeline.text_table import table_lines
 

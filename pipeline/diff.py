@@ -20,7 +20,7 @@ import yaml
 from core.comparison import paired_difference
 from core.errors import ConfigError
 from pipeline.agreement import agreements
-from pipeline.config import OWN_SCORE
+from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import SCORES
 from pipeline.export import chosen_explanations
 from pipeline.rundir import Run

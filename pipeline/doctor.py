@@ -26,8 +26,10 @@ from pipeline.machine import (
 from pipeline.signals import raise_if_stopped
 
 if TYPE_CHECKING:
-    from pipeline.config import ConceptsConfig, Config, TargetConfig
+    from pipeline.concepts_config import ConceptsConfig
+    from pipeline.config import Config
     from pipeline.sources import ImageIndex
+    from pipeline.target_config import TargetConfig
 
 
 def examine(

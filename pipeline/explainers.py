@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from core.errors import ConceptError, close_names
 from core.labels import Hierarchy, LabelConcepts, label_concepts
-from pipeline.config import ConceptsConfig
+from pipeline.concepts_config import ConceptsConfig
 from pipeline.fingerprints import fingerprint, fingerprint_file
 from pipeline.sources import ImageIndex
 

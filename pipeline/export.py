@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from core.errors import ConfigError
-from pipeline.config import OWN_SCORE
+from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES
 from pipeline.rundir import Run
 from pipeline.scores import read_factors

@@ -17,7 +17,7 @@ import ray
 
 from core.concept_scores import sharpened
 from pipeline.columns import matrix
-from pipeline.config import OWN_SCORE
+from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import EXPLANATIONS
 from pipeline.explainers import ExplainerPlan
 from pipeline.moments import StoredMoments

@@ -21,7 +21,8 @@ from actors.layers import LayerInfo, assign_poolings, check_layers, describe_lay
 from actors.targets import Target, load_target
 from actors.views import Preprocess, split_transform
 from core.errors import ConfigError, SourceError
-from pipeline.config import Calibration, Config
+from pipeline.concepts_config import Calibration
+from pipeline.config import Config
 from pipeline.explainers import (
     ExplainerPlan,
     plan_explainer,

@@ -10,7 +10,9 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipeline.config import Calibration, Config, SplitConfig
+from pipeline.concepts_config import Calibration
+from pipeline.config import Config
+from pipeline.images_config import SplitConfig
 
 HEAD = """# Configuration
 

@@ -16,7 +16,8 @@ from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.baselines import check_baselines
 from pipeline.concepts import score_concepts
-from pipeline.config import OWN_SCORE, Config, parse_config
+from pipeline.concepts_config import OWN_SCORE
+from pipeline.config import Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import (

@@ -21,7 +21,8 @@ import yaml
 from core.correlation import explanation_correlations
 from core.errors import ConfigError
 from pipeline.compare import comparison_lines, comparison_table
-from pipeline.config import OWN_SCORE, parse_config
+from pipeline.concepts_config import OWN_SCORE
+from pipeline.config import parse_config
 from pipeline.engine import engine, run_tasks
 from pipeline.expected import ACTIVATIONS, SCORES, expect
 from pipeline.external import read_explanations, stem_of

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import planted
-from pipeline.config import OWN_SCORE, parse_config
+from pipeline.concepts_config import OWN_SCORE
+from pipeline.config import parse_config
 from pipeline.run import execute
 from pipeline.rundir import Run
 

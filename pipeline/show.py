@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from actors.layers import LayerInfo
 from core.errors import ConfigError, close_names
 from pipeline.compare import comparison_lines
-from pipeline.config import OWN_SCORE
+from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES, STAGES
 from pipeline.progress import duration
 from pipeline.run import Summary, summarise

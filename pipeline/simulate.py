@@ -21,7 +21,8 @@ from core.correlation import explanation_correlations
 from core.errors import ConceptError
 from pipeline.baselines import compare_with_baselines
 from pipeline.chance import layer_p_values, with_p_values
-from pipeline.config import OWN_SCORE, SimulateConfig
+from pipeline.concepts_config import OWN_SCORE
+from pipeline.config import SimulateConfig
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS, EXPLANATIONS, SANITY, SCORES, Expected
 from pipeline.fingerprints import fingerprint

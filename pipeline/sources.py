@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from core.errors import SourceError, close_names
 from core.splits import split_of
-from pipeline.config import ImagesConfig, SplitConfig
+from pipeline.images_config import ImagesConfig, SplitConfig
 from pipeline.sources_parquet import (
     PARQUET_SUFFIX,
     DamagedRowGroup,

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import SourceError, close_names
-from pipeline.config import ImagesConfig
+from pipeline.images_config import ImagesConfig
 from pipeline.storage import filesystem
 
 PARQUET_SUFFIX = ".parquet"

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from core.errors import ConfigError
-from pipeline.config import Calibration, Config, SplitConfig, load_config, parse_config
+from pipeline.concepts_config import Calibration
+from pipeline.config import Config, load_config, parse_config
+from pipeline.images_config import SplitConfig
 from pipeline.reference import configuration_page, models_in
 from pipeline.run import resolved_yaml
 

@@ -8,7 +8,8 @@ import sys
 
 PROGRAM = """
 from core.labels import Hierarchy
-from pipeline.config import ConceptsConfig, ImagesConfig
+from pipeline.concepts_config import ConceptsConfig
+from pipeline.images_config import ImagesConfig
 from pipeline.explainers import plan_explainer
 from pipeline.sources import ImageIndex
 import pyarrow as pa

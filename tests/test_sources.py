@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from core.errors import SourceError
-from pipeline.config import ImagesConfig
+from pipeline.images_config import ImagesConfig
 from pipeline.sources import fetch, read_index
 
 

@@ -20,8 +20,9 @@ from torchvision import transforms as tv
 from actors.views import View, split_transform
 from core.errors import SourceError
 from pipeline import sources
-from pipeline.config import ConceptsConfig, ImagesConfig
+from pipeline.concepts_config import ConceptsConfig
 from pipeline.explainers import image_scores, plan_explainer
+from pipeline.images_config import ImagesConfig
 from pipeline.shards import DecodeShard
 from pipeline.sources import ImageIndex, fetch, read_index
 from pipeline.sources_parquet import ParquetRows

@@ -1,0 +1,84 @@
+"""The configuration of explainers and simulators: where concept scores come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.fit_config import Strict
+
+#: The simulator that stands for the explainer's own concept scores (a fit check, not a simulation).
+OWN_SCORE = "explainer"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+
+class Calibration(Strict):
+    """Concept score = sigmoid(a · (cosine + b))."""
+
+    a: Annotated[float, Field(gt=0)]
+    """Slope."""
+    b: float
+    """Shift, in units of the cosine."""
+
+
+class ConceptsConfig(Strict):
+    """One explainer: a source of concept scores for every image."""
+
+    name: Name
+    """What the explainer is called in tables and on pages."""
+    kind: Literal["labels", "attributes", "open_clip", "table"]
+    """`labels` (with superclasses), `attributes` (columns beside the images), `open_clip` or `table`."""
+    hierarchy: str | None = None
+    """`labels`: JSON file with classes and superclasses."""
+    columns: list[str] | None = None
+    """`attributes`: columns of the manifest or Parquet files; by default every boolean one."""
+    path: str | None = None
+    """`table`: Parquet with `image_id` and one numeric column per concept."""
+    model: str | None = None
+    """`open_clip`: `local-dir:PATH`, `hf-hub:NAME`, `NAME/TAG`."""
+    concepts: str | None = None
+    """`open_clip`: text file, one concept a line."""
+    calibration: Literal["auto"] | Calibration = "auto"
+    """`open_clip`: `auto` is the model's own or the published one; or `{a: …, b: …}`."""
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> ConceptsConfig:
+        allowed = {
+            "labels": {"hierarchy"},
+            "attributes": {"columns"},
+            "open_clip": {"model", "concepts", "calibration"},
+            "table": {"path", "columns"},
+        }[self.kind]
+        given = {
+            key
+            for key, field in type(self).model_fields.items()
+            if key not in ("name", "kind") and getattr(self, key) != field.default
+        }
+        if wrong := sorted(given - allowed):
+            raise ValueError(
+                f"kind {self.kind!r} does not take {', '.join(wrong)}; it takes {', '.join(sorted(allowed))}"
+            )
+        needed = {"open_clip": ("model", "concepts"), "table": ("path",)}.get(self.kind, ())
+        if missing := [key for key in needed if getattr(self, key) is None]:
+            raise ValueError(f"kind {self.kind!r} needs {', '.join(missing)}")
+        return self
+
+
+class SimulatorConfig(Strict):
+    """Another vision-language model, which predicts the neurons on test images."""
+
+    name: Name
+    """What the simulator is called; not `explainer`."""
+    model: str
+    """`local-dir:PATH`, `hf-hub:NAME` or `NAME/TAG`."""
+    calibration: Literal["auto"] | Calibration = "auto"
+    """As for explainers."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_not_reserved(cls, value: str) -> str:
+        if value == OWN_SCORE:
+            raise ValueError(f"{OWN_SCORE!r} is the explainer's own score; choose another name")
+        return value
