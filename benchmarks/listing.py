@@ -71,7 +71,7 @@ def measure(name: str, images: ImagesConfig) -> None:
     with timed("shards"):
         shards = cut_shards(index, 256)
     with timed("labels"):
-        explainer = plan_explainer(ConceptsConfig(name="label", kind="labels"), index, None, None)
+        explainer = plan_explainer(ConceptsConfig(name="label", kind="labels"), index, None, [])
     with timed("scores"):
         scores = image_scores(index, explainer)
         for shard in shards[:100]:

@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     layers.add_argument("--match", nargs="+", metavar="PATTERN", help="only layers that match")
 
+    concepts = add("concepts", _concepts, "Concepts of lists, one a line, and where they are from.")
+    concepts.add_argument("lists", nargs="+", metavar="LIST", help="as in the configuration")
+
     show = add("show", _show, "One neuron in the terminal.")
     show.add_argument("run", metavar="RUN")
     show.add_argument("neuron", metavar="LAYER:NEURON")
@@ -201,6 +204,20 @@ def _layers(chosen: argparse.Namespace) -> int:
         kept = set(match_layers([info.name for info in infos], chosen.match))
         infos = [info for info in infos if info.name in kept]
     print("\n".join(layer_lines(infos)))
+    return 0
+
+
+def _concepts(chosen: argparse.Namespace) -> int:
+    from pipeline.concept_lists import provenance, read_concepts, union
+
+    lists = read_concepts(chosen.lists)
+    print("\n".join(union(lists)))
+    for row in provenance(lists):
+        print(
+            f"{row['list']}: {row['concepts']:,} concepts, {row['added']:,} of them new; "
+            f"{row['source']}; licence: {row['licence']}",
+            file=sys.stderr,
+        )
     return 0
 
 

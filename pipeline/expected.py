@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from pipeline.ablation_config import PREDICTED
 from pipeline.columns import activation_column
+from pipeline.concept_lists import provenance
 from pipeline.explainers import ExplainerPlan
 from pipeline.fingerprints import fingerprint, fingerprint_file
 from pipeline.plan import Plan, Shard
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
+CONCEPT_LISTS, CALIBRATION = "concept_lists", "calibration"
 CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
@@ -55,6 +57,8 @@ def made_by(table: str) -> str:
     stages = {
         "concept_scores": "concepts",
         CONCEPTS: "concepts",
+        CONCEPT_LISTS: "concepts",
+        CALIBRATION: "concepts",
         SHARPNESS: "sharpen",
         "moments": "moments",
         SYNONYMS: "moments",
@@ -121,6 +125,9 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables = {name: fingerprint(name, parts) for name, parts in made.items()}
     scored = [[e.name, tables[scores_table(e.name)]] for e in plan.explainers]
     tables[CONCEPTS] = fingerprint(CONCEPTS, tables[IMAGES], scored)
+    lists = [[e.name, provenance(e.lists)] for e in plan.explainers if e.lists]
+    if lists:
+        tables[CONCEPT_LISTS] = fingerprint(CONCEPT_LISTS, lists)
     fit = plan.config.fit.resolved
     seed = plan.config.images.split.seed
     sources = (tables[IMAGES], tables[ACTIVATIONS])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,6 +15,7 @@ from jaxtyping import Shaped
 
 from core.errors import ConceptError, close_names
 from core.labels import Hierarchy, LabelConcepts, label_concepts
+from pipeline.concept_lists import ConceptList, union
 from pipeline.concepts_config import ConceptsConfig
 from pipeline.fingerprints import fingerprint, fingerprint_file
 from pipeline.sources import ImageIndex
@@ -36,67 +35,15 @@ class ExplainerPlan:
     """`attributes` and `table`: where each concept's scores are read."""
     path: str | None = None
     """`table`: the Parquet file."""
-
-
-def read_hierarchy(path: str) -> Hierarchy:
-    """Classes and superclasses from a JSON file.
-
-    Raises:
-        ConceptError: The file is missing or not of that shape.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Hierarchy(
-            classes={str(c["wnid"]): str(c["label"]) for c in data["classes"]},
-            superclasses={
-                str(name): frozenset(map(str, ids)) for name, ids in data["superclasses"].items()
-            },
-        )
-    except OSError as error:
-        raise ConceptError(
-            f"hierarchy {path!r} cannot be read: {error.strerror or error}"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConceptError(
-            f"hierarchy {path!r} is not of the expected shape ({type(error).__name__}: {error}); "
-            'expected {"classes": [{"wnid": …, "label": …}], "superclasses": {name: [wnid, …]}}'
-        ) from error
-
-
-def read_concept_list(path: str) -> list[str]:
-    """Concepts from a text file, one a line.
-
-    Raises:
-        ConceptError: The file is missing, empty, or has blank or repeated lines.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConceptError(f"concept list {path!r} cannot be read: {error}") from error
-    concepts = [line.strip() for line in lines]
-    if not concepts:
-        raise ConceptError(f"concept list {path!r} is empty; expected one concept a line")
-    if blank := [number for number, concept in enumerate(concepts, 1) if not concept]:
-        raise ConceptError(
-            f"concept list {path!r} has {len(blank)} blank lines, the first is line {blank[0]}; "
-            "remove them"
-        )
-    first: dict[str, int] = {}
-    for number, concept in enumerate(concepts, 1):
-        if concept in first:
-            raise ConceptError(
-                f"concept list {path!r} has {concept!r} on lines {first[concept]} and {number}, "
-                f"and {len(concepts) - len(set(concepts))} repeated lines in all; keep each once"
-            )
-        first[concept] = number
-    return concepts
+    lists: tuple[ConceptList, ...] = ()
+    """`open_clip`: the lists that the concepts are from."""
 
 
 def plan_explainer(
     config: ConceptsConfig,
     index: ImageIndex,
     hierarchy: Hierarchy | None,
-    concepts: list[str] | None,
+    lists: Sequence[ConceptList],
 ) -> ExplainerPlan:
     """What an explainer knows, checked against the images.
 
@@ -111,8 +58,9 @@ def plan_explainer(
         )
         image_scores(index, plan).refuse_missing(index.rows["image_id"])
         return plan
-    assert concepts is not None
-    return ExplainerPlan(config.name, config.kind, concepts, fingerprint("open_clip", concepts))
+    concepts = union(lists)
+    made = fingerprint("open_clip", concepts)
+    return ExplainerPlan(config.name, config.kind, concepts, made, lists=tuple(lists))
 
 
 def _plan_labels(name: str, index: ImageIndex, hierarchy: Hierarchy | None) -> ExplainerPlan:

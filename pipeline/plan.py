@@ -21,14 +21,10 @@ from actors.layers import LayerInfo, assign_poolings, check_layers, describe_lay
 from actors.targets import Target, load_target
 from actors.views import Preprocess, split_transform
 from core.errors import ConfigError, SourceError
+from pipeline.concept_lists import read_concepts, read_hierarchy
 from pipeline.concepts_config import Calibration
 from pipeline.config import Config
-from pipeline.explainers import (
-    ExplainerPlan,
-    plan_explainer,
-    read_concept_list,
-    read_hierarchy,
-)
+from pipeline.explainers import ExplainerPlan, plan_explainer
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.rundir import FORMAT_VERSION
 from pipeline.sources import ImageIndex, read_index
@@ -101,14 +97,14 @@ def prepare(config: Config) -> Plan:
         UsageError: Something cannot work; the message says what, and what to do.
     """
     hierarchies = {c.name: read_hierarchy(c.hierarchy) for c in config.concepts if c.hierarchy}
-    lists = {c.name: read_concept_list(c.concepts) for c in config.concepts if c.concepts}
+    lists = {c.name: read_concepts(c.concepts) for c in config.concepts if c.concepts}
     models = _clip_models(config)
     for model, _ in models.values():
         check_clip(model, base=config.base)
     index = read_index(config.images)
     _check_splits(index)
     explainers = [
-        plan_explainer(c, index, hierarchies.get(c.name), lists.get(c.name))
+        plan_explainer(c, index, hierarchies.get(c.name), lists.get(c.name, []))
         for c in config.concepts
     ]
     target = plan_target(config)

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -171,7 +172,7 @@ def stamps(fs: Any, urls: list[str]) -> Iterator[str]:
     request then tells of a thousand.
     """
     if isinstance(fs, LocalFileSystem):
-        yield from (local_stamp(url.removeprefix(_LOCAL)) for url in urls)
+        yield from (stamp for _, stamp in _stamped(url.removeprefix(_LOCAL) for url in urls))
         return
     paths = [fs._strip_protocol(url) for url in urls]
     wanted: dict[str, int] = {}
@@ -210,7 +211,21 @@ def _is_file(info: Mapping[str, Any]) -> bool:
 
 
 def _local(paths: Iterable[str]) -> pa.Table:
-    return table_of((shown(path), local_url(path), local_stamp(path)) for path in paths)
+    return table_of((shown(path), local_url(path), stamp) for path, stamp in _stamped(paths))
+
+
+def _stamped(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Local paths with their stamps; many are asked for at once, for disks that are far away."""
+    rest = iter(paths)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        while some := list(islice(rest, _ROWS)):
+            lots = [some[start : start + 512] for start in range(0, len(some), 512)]
+            for lot, found in zip(lots, pool.map(_stamps_of, lots), strict=True):
+                yield from zip(lot, found, strict=True)
+
+
+def _stamps_of(paths: list[str]) -> list[str]:
+    return [local_stamp(path) for path in paths]
 
 
 def _remote(fs: Any, files: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table:
@@ -220,7 +235,7 @@ def _remote(fs: Any, files: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table
 def table_of(rows: Iterator[tuple[str, str, str]]) -> pa.Table:
     """A table of `SCHEMA`, made in stretches so that no more than one is held as objects."""
     batches = []
-    while some := [row for _, row in zip(range(_ROWS), rows, strict=False)]:
+    while some := list(islice(rows, _ROWS)):
         columns = [pa.array(values, pa.string()) for values in zip(*some, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
     return pa.Table.from_batches(batches, SCHEMA)

@@ -241,7 +241,7 @@ def test_a_split_column_and_attributes_come_from_the_rows(tmp_path: Path) -> Non
     assert sorted(index.attributes.column_names) == ["furry", "part", "weight"]
     for columns, expected in ((None, [furry]), (["weight", "furry"], [list(range(NUMBER)), furry])):
         config = ConceptsConfig(name="a", kind="attributes", columns=columns)
-        scores = image_scores(index, plan_explainer(config, index, None, None))
+        scores = image_scores(index, plan_explainer(config, index, None, []))
         found = scores.of(index.rows["image_id"].to_pylist())
         np.testing.assert_array_equal(found, np.array(expected, np.float32).T)
 
