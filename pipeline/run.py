@@ -15,6 +15,7 @@ from core.errors import ConfigError, close_names
 from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.baselines import check_baselines
+from pipeline.calibration import calibrated
 from pipeline.concepts import score_concepts
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.config import Config, parse_config
@@ -196,6 +197,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
     for stage in STAGES[: last + 1]:
         made = expected.of_stage(stage)
         stale = [table for table, m in made.items() if not run.is_fresh(table, m)]
+        if stage == "concepts" and (stage in stages or not stale):
+            plan = calibrated(run, plan, expected)
         if stage in stages:
             steps[stage]()
         elif stale:

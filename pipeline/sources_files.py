@@ -172,7 +172,7 @@ def stamps(fs: Any, urls: list[str]) -> Iterator[str]:
     request then tells of a thousand.
     """
     if isinstance(fs, LocalFileSystem):
-        yield from (stamp for _, stamp in _stamped(url.removeprefix(_LOCAL) for url in urls))
+        yield from (local_stamp(url.removeprefix(_LOCAL)) for url in urls)
         return
     paths = [fs._strip_protocol(url) for url in urls]
     wanted: dict[str, int] = {}
@@ -211,21 +211,7 @@ def _is_file(info: Mapping[str, Any]) -> bool:
 
 
 def _local(paths: Iterable[str]) -> pa.Table:
-    return table_of((shown(path), local_url(path), stamp) for path, stamp in _stamped(paths))
-
-
-def _stamped(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Local paths with their stamps; many are asked for at once, for disks that are far away."""
-    rest = iter(paths)
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        while some := list(islice(rest, _ROWS)):
-            lots = [some[start : start + 512] for start in range(0, len(some), 512)]
-            for lot, found in zip(lots, pool.map(_stamps_of, lots), strict=True):
-                yield from zip(lot, found, strict=True)
-
-
-def _stamps_of(paths: list[str]) -> list[str]:
-    return [local_stamp(path) for path in paths]
+    return table_of((shown(path), local_url(path), local_stamp(path)) for path in paths)
 
 
 def _remote(fs: Any, files: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table:
