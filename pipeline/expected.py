@@ -46,7 +46,7 @@ def moments_table(explainer: str) -> str:
 
 
 def table_path(table: str) -> str:
-    """Folder of a recorded table, relative to the run."""
+    """Folder of a recorded table of a run that shares no store."""
     return f"recordings/{table}"
 
 
@@ -79,6 +79,8 @@ class Expected:
 
     tables: dict[str, str]
     parts: dict[str, list[str]]
+    places: dict[str, str]
+    """Folders of the tables that are made by shards: in the run, or in the store that it shares."""
     summed: dict[str, str]
     """What the sums of moments depend on beside images and concepts: for each column of activations,
     and for each explainer."""
@@ -159,11 +161,20 @@ def expect(plan: Plan, dtype: str) -> Expected:
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
+    places = {name: _place(plan.config.store, name, parts[0]) for name, parts in made.items()}
     parts = {
-        name: [part_name(table_path(name), n, part) for n, part in enumerate(made[name])]
+        name: [part_name(places[name], n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts, _summed(plan, dtype))
+    return Expected(tables, parts, places, _summed(plan, dtype))
+
+
+def _place(store: str | None, table: str, first: str) -> str:
+    """Folder of a table that is made by shards; one in a store is named for its first part."""
+    kind = table.partition("/")[0]
+    if store is None or kind in (ACTIVATIONS, LOGITS):
+        return table_path(table)
+    return f"{store}/{kind}/{first[:16]}"
 
 
 def _ablations(
