@@ -210,7 +210,15 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
         update={
             "store": absolute(config.store.rstrip("/")) if config.store else None,
             "images": config.images.model_copy(update={"path": absolute(config.images.path)}),
-            "target": config.target.model_copy(update={"weights": weights(config.target.weights)}),
+            "target": config.target.model_copy(
+                update={
+                    "weights": weights(config.target.weights),
+                    "directions": [
+                        some.model_copy(update={"path": absolute(some.path)})
+                        for some in config.target.directions
+                    ],
+                }
+            ),
             "concepts": [
                 c.model_copy(
                     update={

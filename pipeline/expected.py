@@ -99,12 +99,17 @@ def expect(plan: Plan, dtype: str) -> Expected:
     """
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
+    directed = [
+        [name, d.settings.layer, d.fingerprint] for name, d in plan.target.directions.items()
+    ]
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
         IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
         ACTIVATIONS: [
-            fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept)
+            fingerprint(
+                ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
+            )
             for s, kept in zip(shards, keeps, strict=True)
         ],
     }
@@ -207,11 +212,13 @@ def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
 def _summed(plan: Plan, dtype: str) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
-    summed = {
-        activation_column(layer, pooling): fingerprint(target.fingerprint, dtype, layer, pooling)
-        for layer, poolings in target.layers.items()
-        for pooling in poolings
-    }
+    summed = {}
+    for layer, poolings in target.layers.items():
+        directed = target.directions.get(layer)
+        source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
+        for pooling in poolings:
+            made = fingerprint(target.fingerprint, dtype, *source, pooling)
+            summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
         facts: list[object] = [explainer.kind]

@@ -189,7 +189,8 @@ def _load_target(plan: TargetPlan) -> TargetPart:
     target = load_target(plan.model, plan.weights, base=plan.base)
     if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
         raise RecordingError(_differs(plan.model))
-    return TargetPart(target, plan.layers)
+    directions = [some.load() for some in plan.directions.values()]
+    return TargetPart(target, plan.own_layers, directions)
 
 
 def _load_clip(plan: ClipPlan) -> ClipPart:
