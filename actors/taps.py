@@ -109,6 +109,9 @@ class LayerTap:
             stop_early: Leave the pass once every layer has been seen. Only for layers that are
                 known to run once in a pass, since a second call would go unnoticed.
         """
+        if torch.compiler.is_compiling():
+            self.module(batch)
+            return self.collect()
         self._stop_after_all = stop_early
         try:
             self.module(batch)
@@ -197,5 +200,7 @@ def channels_first(module: nn.Module, tensor: Tensor) -> Tensor:
 def _pool_apart(tensor: Tensor, pooling: str) -> Tensor:
     """Pool, and make sure that the result shares no memory with the layer's output."""
     pooled = pool(tensor, pooling)
+    if torch.compiler.is_compiling():  # storage is not known before the network runs
+        return pooled.clone()
     shared = pooled.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     return pooled.clone() if shared else pooled

@@ -97,6 +97,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
         plan: The run's plan.
         dtype: Number format that models run in, `auto` resolved.
     """
+    if plan.config.recordings.compile:
+        dtype = f"{dtype}, compiled"
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
     directed = [
