@@ -100,7 +100,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
-        IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
+        IMAGES: _images(plan),
         ACTIVATIONS: [
             fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept)
             for s, kept in zip(shards, keeps, strict=True)
@@ -164,6 +164,16 @@ def expect(plan: Plan, dtype: str) -> Expected:
         for name in made
     }
     return Expected(tables, parts, _summed(plan, dtype))
+
+
+def image_parts(plan: Plan) -> list[str]:
+    """Names of the parts of the images table, which depend on no model."""
+    path = table_path(IMAGES)
+    return [part_name(path, number, part) for number, part in enumerate(_images(plan))]
+
+
+def _images(plan: Plan) -> list[str]:
+    return [fingerprint(IMAGES, shard.rows) for shard in plan.shards]
 
 
 def _ablations(

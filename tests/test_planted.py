@@ -13,7 +13,8 @@ import neuroscribe
 from pipeline import planted as planted_network
 from pipeline.config import parse_config
 from pipeline.planted import CONSTANT, DEAD, FAILED, NAMES, NEURONS
-from pipeline.run import Summary, execute
+from pipeline.outcome import Summary
+from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.show import equation
 
