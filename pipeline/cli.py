@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )
 
+    plan = add("plan", _plan, "What a run would take on this machine; touches nothing.")
+    settings(plan)
+    plan.add_argument("--out", metavar="RUN", help="count only what is not fresh there")
+    plan.add_argument("--prices", metavar="FILE", help="a table of machines and prices")
+    plan.add_argument("--json", action="store_true", help="the same as JSON")
+
     refit = add(
         "refit-length", _refit_length, "Choose other lengths in a finished run; no image is read."
     )
@@ -146,6 +152,21 @@ def _run(chosen: argparse.Namespace) -> int:
     summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from pipeline.config import load_config
+    from pipeline.estimate import estimate
+    from pipeline.estimate_page import estimate_facts, estimate_lines
+    from pipeline.price import read_prices
+
+    prices = read_prices(chosen.prices)
+    found = estimate(load_config(chosen.config, chosen.set), prices, chosen.out)
+    if chosen.json:
+        print(json.dumps(estimate_facts(found), indent=2))
+    else:
+        print("\n".join(estimate_lines(found)))
+    return 0
 
 
 def _refit_length(chosen: argparse.Namespace) -> int:

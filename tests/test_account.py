@@ -86,8 +86,7 @@ def starts(
 
     found = {"first": start("--set", "images.limit=300")}
     found["again"] = start("--set", "images.limit=300")
-    found["grown"] = start()
-    found["lengths"] = start("--set", "fit.tolerance=0.3")
+    found["grown"] = start("--set", "fit.tolerance=0.3")
     found["refused"] = start("--set", "recordings.max_quarantined=0.0001")
     return found
 
@@ -125,11 +124,12 @@ def test_new_images_are_counted_and_new_bad_ones_named(starts: Any) -> None:
     assert images["newly_quarantined"] == images["quarantined"] == 1
     assert images["quarantine"][0]["reason"] == "truncated"
     assert "odd/00411.png" in Page(page).text
-    assert {row["key"] for row in facts["changes"]["settings"]} == {"images.limit"}
+    keys = {row["key"] for row in facts["changes"]["settings"]}
+    assert keys == {"images.limit", "fit.tolerance"}
 
 
 def test_explanations_that_changed_are_shown_before_and_now(starts: Any) -> None:
-    _, facts, page, _ = starts["lengths"]
+    _, facts, page, _ = starts["grown"]
     neurons = facts["changes"]["neurons"]
     assert neurons["changed"] > 10
     assert neurons["changed"] + neurons["same"] == neurons["compared"]
@@ -146,7 +146,7 @@ def test_a_start_that_is_stopped_above_the_threshold_says_why(starts: Any) -> No
     assert facts["state"] == "failed"
     assert "max_quarantined" in facts["reason"]
     assert facts["reason"] in Page(page).text
-    assert facts["last_success"] == starts["lengths"][1]["last_success"]
+    assert facts["last_success"] == starts["grown"][1]["last_success"]
     found = samples(metrics)
     assert found["neuroscribe_exit_code",] == 4
     assert (
@@ -155,7 +155,7 @@ def test_a_start_that_is_stopped_above_the_threshold_says_why(starts: Any) -> No
     )
 
 
-@pytest.mark.parametrize("name", ["first", "again", "grown", "lengths", "refused"])
+@pytest.mark.parametrize("name", ["first", "again", "grown", "refused"])
 def test_every_page_is_whole_and_loads_nothing(starts: Any, name: str) -> None:
     page = Page(starts[name][2])
     assert page.open == []
