@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse
 import torch
+from jaxtyping import Float
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
 from actors.clip import load_clip
 from actors.decode import Decoder
-from core.concept_scores import concept_logits, sharpened
+from core.concept_scores import HIGHEST, concept_logits, sharpened
 from core.correlation import explanation_correlations
 from core.errors import SourceError
 from core.moment_sums import MomentSum
@@ -34,7 +35,7 @@ from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, embeddings_table
 from pipeline.fit import blocks_to_fit, explanation_rows
 from pipeline.fit_config import FitConfig
-from pipeline.plan import Plan
+from pipeline.plan import ClipPlan, Plan
 from pipeline.shards import RecordShard
 from pipeline.sources import fetch
 from pipeline.sources_parquet import ParquetRows
@@ -219,26 +220,33 @@ def _recorded(
 
 
 def _texts(
-    concepts: Sequence[str], images: np.ndarray, clip: Any, train: int
+    concepts: Sequence[str], images: np.ndarray, clip: ClipPlan, train: int
 ) -> tuple[float, float]:
-    """Seconds a text, and the share of concepts that are probably active on so many images.
-
-    A concept is active where its five highest logits average to about 0 or more. Of many images they are
-    foretold from mean and spread of the sample's, as if those were normal.
-    """
-    step = max(1, len(concepts) // TEXTS)
-    some = list(concepts)[::step][:TEXTS]
+    """Seconds a text, and the share of concepts that are probably active on so many images."""
+    some = list(concepts)[:: max(1, len(concepts) // TEXTS)][:TEXTS]
     model = load_clip(clip.model, base=clip.base)
     model.encode_texts(some[:1])
     begun = time.perf_counter()
     embedded = model.encode_texts(some)
     seconds = (time.perf_counter() - begun) / len(some)
     logits = concept_logits(images, embedded, clip.slope, clip.shift)
-    reach = float(ndtri(1 - min(0.5, 2.5 / max(train, 5))))
-    highest = np.maximum(
-        logits.mean(0) + reach * logits.std(0), np.sort(logits, axis=0)[-5:].mean(0)
-    )
-    return seconds, float(max(1, (highest >= 0).sum()) / len(some))
+    return seconds, max(likely_active(logits, train), 1 / len(concepts))
+
+
+def likely_active(logits: Float[np.ndarray, "images concepts"], images: int) -> float:
+    """Share of concepts that are probably active on many images, from the logits on a few of them.
+
+    A concept is active where its five highest scores average to a half or more. Those of many images are
+    foretold from mean and spread of the few, as if logits were normal.
+
+    Args:
+        logits: Of concept scores, on a few images.
+        images: How many there are.
+    """
+    share = min(0.5, HIGHEST / 2 / max(images, HIGHEST))
+    foretold = logits.mean(axis=0) + float(ndtri(1 - share)) * logits.std(axis=0)
+    seen = np.sort(logits, axis=0)[-HIGHEST:].mean(axis=0)
+    return float((np.maximum(foretold, seen) >= 0).mean())
 
 
 def _algebra(settings: FitConfig, folder: Folder) -> dict[str, float]:
