@@ -1,7 +1,7 @@
 """What the machinery of a run costs beside its work: a start that finds everything fresh, and its parts.
 
-A tiny run is made once. Then the same command is started again and again: whatever it takes is imports, planning,
-locks, Ray, ledger and account. What grows with images is timed on made-up indices.
+A tiny run is made once. Then the same command is started again and again: whatever it takes is imports,
+planning, locks, Ray, ledger and account. What grows with images is timed on made-up indices.
 
     python benchmarks/overhead.py --results benchmarks/results/overhead.json
 """

@@ -351,7 +351,10 @@ class _Work:
             size = 8 * subsets * active * (factors * active + self.neurons)
             written += 2 * size
             tasks = max(4, pace.cores)
-            memory = max(memory, tasks * (PROCESS // 2 + lane_memory(self.plan, active)))
+            held = tasks * (PROCESS // 2 + lane_memory(self.plan, active))
+            if self.plan.config.recordings.keep == "test":
+                held = max(held, int(size))  # a recording actor has them all
+            memory = max(memory, held)
             if explainer.kind == "open_clip" and self.run is not None and self.pending:
                 self._say_once(
                     "moments: at most; sums of images that are there already are used again"
