@@ -141,6 +141,12 @@ class Recorder:
         """What the images must be laid out for, by key."""
         return {runner.view.key: runner.view for runner in self._runners}
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of all models, in the number format that they run in."""
+        states = (runner.module.state_dict() for runner in self._runners)
+        return sum(v.numel() * v.element_size() for state in states for v in state.values())
+
     def record(self, views: Mapping[str, Shaped[np.ndarray, "images a b c"]]) -> Recorded:
         """Run all models over some images.
 
@@ -218,7 +224,7 @@ class _Runner:
         module: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
         module.eval().requires_grad_(False)
         module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-        self._module: nn.Module = module
+        self.module: nn.Module = module
         if isinstance(part, TargetPart):
             there = [replace(d, directions=d.directions.to(device)) for d in part.directions]
             self._tap = LayerTap(module, part.layers, there)

@@ -6,6 +6,7 @@ key. `load_config` returns a `Config` whose paths are absolute; nothing is opene
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from pipeline.ablation_config import PREDICTED, AblationConfig
 from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
+from pipeline.settings import with_settings
 from pipeline.target_config import TargetConfig
 
 
@@ -107,8 +109,13 @@ class Config(Strict):
         return self
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a YAML configuration; paths in it become absolute.
+
+    Args:
+        path: The file.
+        settings: Keys to set beside those of the file, as `pipeline.settings` says; relative paths
+            in them are taken from the file's folder too.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or has errors, which are listed together.
@@ -125,6 +132,8 @@ def load_config(path: str | Path) -> Config:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
+    if isinstance(data, dict):
+        data = with_settings(data, settings)
     return parse_config(data, base=path.resolve().parent, source=str(path))
 
 

@@ -107,7 +107,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
-        IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
+        IMAGES: _images(plan),
         ACTIVATIONS: [
             fingerprint(
                 ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
@@ -182,6 +182,16 @@ def _place(store: str | None, table: str, first: str) -> str:
     if store is None or kind in (ACTIVATIONS, LOGITS):
         return table_path(table)
     return f"{store}/{kind}/{first[:16]}"
+
+
+def image_parts(plan: Plan) -> list[str]:
+    """Names of the parts of the images table, which depend on no model."""
+    path = table_path(IMAGES)
+    return [part_name(path, number, part) for number, part in enumerate(_images(plan))]
+
+
+def _images(plan: Plan) -> list[str]:
+    return [fingerprint(IMAGES, shard.rows) for shard in plan.shards]
 
 
 def _ablations(
