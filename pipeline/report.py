@@ -227,7 +227,7 @@ def _thumbnails(plan: Plan, images: pa.Table, rows: Sequence[int]) -> Iterator[t
     for start in range(0, len(rows), THUMBNAILS_PER_TASK):
         chunk = [int(row) for row in rows[start : start + THUMBNAILS_PER_TASK]]
         wanted = index.take([places[image_ids[row]] for row in chunk]).select(
-            ["url", "offset", "length"]
+            ["url", "offset", "length", "stamp"]
         )
         calls.append((chunk, wanted.to_pylist()))
     for _, pictures in run_tasks(_make_small, calls):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,8 @@ class Run:
             yield facts
         except BaseException as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.note(name, state="stopped", reason=why, **facts)
+            with suppress(Exception):  # a storage that has failed may not take this either
+                self.note(name, state="stopped", reason=why, **facts)
             raise
         seconds = time.time() - begun
         if rows := facts.get("rows"):

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,21 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from core.errors import ConfigError
+from pipeline.outages import patiently, writing
+from pipeline.urls import refuse_secret
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path within it.
 
     Raises:
-        ConfigError: fsspec knows no such protocol, or the package for it is not installed.
+        ConfigError: fsspec knows no such protocol, the package for it is not installed, or the URL
+            carries a password or signature.
     """
+    refuse_secret(url, "what is to be opened")
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        # What is there is asked anew each time: other processes write as well.
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise ConfigError(
             f"{url!r} cannot be opened: {error}; use a local path, or a URL whose fsspec package is "
@@ -62,16 +68,30 @@ class Folder:
 
     def is_file(self) -> bool:
         """Whether a file stands where the folder would be."""
-        return bool(self._fs.isfile(self._root))
+        facts = self._info("")
+        return facts is not None and facts["type"] == "file"
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of this name is there."""
-        return bool(self._fs.exists(self._full(name)))
+        return self._info(name) is not None
+
+    def _info(self, name: str) -> dict[str, Any] | None:
+        try:
+            # Not `exists`: some file systems answer no when they cannot be reached.
+            found: dict[str, Any] = self._patiently(name, self._fs.info)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
+
+    def _patiently(self, name: str, action: Callable[[str], Any]) -> Any:
+        """Do something with a path, again while the storage does not answer."""
+        path = self._full(name)
+        return patiently(lambda: action(path), self.path(name))
 
     def names(self, name: str = "") -> list[str]:
         """Names of the files directly in a sub-folder, sorted; empty where there is none."""
         try:
-            found = self._fs.ls(self._full(name), detail=False, refresh=True)
+            found = self._patiently(name, lambda path: self._fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
@@ -79,7 +99,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        data: bytes = self._fs.cat_file(self._full(name))
+        data: bytes = self._patiently(name, self._fs.cat_file)
         return data
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -87,34 +107,29 @@ class Folder:
 
         A durable local file outlives a power failure once this returns; that costs milliseconds
         each, so that thousands of small files that can be made again do without.
+
+        Raises:
+            StoppedEarly: The storage is full, or does not answer for long.
         """
         target = self._full(name)
-        if not self._local:
-            self._fs.pipe_file(target, data)
-            return
-        final = Path(target)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.parent / f".tmp-{secrets.token_hex(6)}-{final.name}"
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
+        if self._local:
+            writing(lambda: _write_whole(Path(target), data, durable), self.path(name))
+        else:
+            writing(lambda: self._fs.pipe_file(target, data), self.path(name))
 
     def delete(self, name: str) -> None:
         """Delete one file that this program made; it is no error if it is gone already."""
         try:
-            self._fs.rm_file(self._full(name))
+            self._patiently(name, self._fs.rm_file)
         except FileNotFoundError:
             return
 
     def read_json(self, name: str) -> Any:
         """A JSON file, or None where there is none."""
-        return json.loads(self.read(name)) if self.exists(name) else None
+        try:
+            return json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write JSON, keys in the order given."""
@@ -122,8 +137,12 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file; only the columns asked for are fetched."""
-        with self._fs.open(self._full(name), "rb") as file:
-            return pq.read_table(file, columns=columns)
+
+        def read(path: str) -> pa.Table:
+            with self._fs.open(path, "rb") as file:
+                return pq.read_table(file, columns=columns)
+
+        return self._patiently(name, read)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int = 4096) -> int:
         """Write one Parquet file (zstd, no dictionaries: best for float16) and return its bytes."""
@@ -148,11 +167,13 @@ class Folder:
 
     def read_arrays(self, name: str, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of an uncompressed npz file whose names begin with `prefix`."""
-        with (
-            self._fs.open(self._full(name), "rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
+
+        def read(path: str) -> dict[str, np.ndarray]:
+            with self._fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
+
+        found: dict[str, np.ndarray] = self._patiently(name, read)
+        return found
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> int:
         """Write arrays as an uncompressed npz file and return its bytes."""
@@ -161,3 +182,18 @@ class Folder:
         data = sink.getvalue()
         self.write(name, data)
         return len(data)
+
+
+def _write_whole(final: Path, data: bytes, durable: bool) -> None:
+    """Write a local file under a temporary name and rename it."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.parent / f".tmp-{secrets.token_hex(6)}-{final.name}"
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ worker is recorded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,12 +178,13 @@ def _stream(
             num_cpus=1,
         )
     )
-    for row in _reported(stages):
-        count(facts, row)
-        bad += row["quarantined"] if row["shard"] in lacked else 0
-        refuse_above(run, plan, bad)
-        shard = plan.shards[row["shard"]]
-        progress.advance(shard.stop - shard.start)
+    with closing(_reported(stages)) as told:  # a stream that is left early ends here, not later
+        for row in told:
+            count(facts, row)
+            bad += row["quarantined"] if row["shard"] in lacked else 0
+            refuse_above(run, plan, bad)
+            shard = plan.shards[row["shard"]]
+            progress.advance(shard.stop - shard.start)
     progress.close(f"{bad:,} quarantined" if bad else "")
 
 
@@ -238,7 +240,7 @@ def _view_bytes(view: View) -> int:
     return int(np.prod(view.shape)) * (4 if view.whole else 1)
 
 
-def _reported(dataset: Any) -> Iterable[dict[str, Any]]:
+def _reported(dataset: Any) -> Generator[dict[str, Any]]:
     """The rows that the actors report, with errors of our own as they were raised."""
     try:
         yield from dataset.iter_rows()
