@@ -6,8 +6,8 @@ A small real run (drawn images, an ablated network that takes its time, PNG file
 again on a Ray cluster of processes on this machine: by turns into a run directory on a disk of 64 MB, and
 with images and run on an S3 endpoint. In each stage that is drawn one thing goes wrong: a worker process
 is killed, a node is killed, the driver is killed or told to stop, the disk fills up, the storage does not
-answer for ten seconds. The driver must finish or end with 75 (if it was not killed), and is started again till
-it has finished. What is counted as lost: a table that differs, another exit code, a run that hangs.
+answer for ten seconds. The driver must finish or end with 75 (if it was not killed), and is started again
+until it has finished. What is counted as lost: a table that differs, another exit code, a run that hangs.
 """
 
 from __future__ import annotations
@@ -88,11 +88,32 @@ class Harm:
     lost: list[str] = field(default_factory=list)
     starts: int = 0
 
-    def to_run(self, config: Path, out: str, disk: Path | None, faults: int) -> dict[str, str]:
-        """Carry a run out with so many faults, in the order of its stages; what its tables hold."""
-        kinds = (*ANYWHERE, "disk" if disk else "cut")
+    def draw(self, faults: int, last: str) -> list[tuple[str, str]]:
+        """Stages and kinds of some faults, in the order of the stages; `last` is one of the kinds."""
         ahead = sorted(self.rng.choices(range(len(STAGES)), k=faults))
-        drawn = [(STAGES[stage], self.rng.choice(kinds)) for stage in ahead]
+        return [(STAGES[stage], self.rng.choice((*ANYWHERE, last))) for stage in ahead]
+
+    def to_run(
+        self,
+        config: Path,
+        out: str,
+        faults: list[tuple[str, str]],
+        disk: Path | None = None,
+        done: int = 0,
+    ) -> str:
+        """Carry a run out while these faults happen in its stages.
+
+        Args:
+            config: Of the run.
+            out: The run directory.
+            faults: Stage and kind of each; a stage that is over too soon leaves them to the next.
+            disk: What is filled up.
+            done: The exit code of a run that has finished.
+
+        Returns:
+            What the last start said; empty where the run was lost.
+        """
+        drawn = list(faults)
         log = Path(tempfile.gettempdir()) / f"faults-{os.getpid()}.log"
         while True:
             self.starts += 1
@@ -117,12 +138,12 @@ class Harm:
             code = self._end(driver)
             if self.done and struck:
                 self.done[-1]["exit_code"] = code
-            if code == 0:
-                return digests(Run.open(out))
+            if code == done:
+                return log.read_text(errors="replace") or "nothing"
             if not struck or code != (-signal.SIGKILL if struck == "driver" else 75):
                 said = log.read_text(errors="replace")[-3000:]
                 self.lost.append(f"exit code {code} after {struck!r}: {said}")
-                return {}
+                return ""
 
     def _reaches(
         self, driver: subprocess.Popen[bytes], run: Run, stage: str, before: dict[str, Any]
@@ -207,14 +228,17 @@ def main() -> int:
             each = min(chosen.each, chosen.faults - len(harm.done))
             if disk is not None and runs % 2 == 0:
                 place = str(disk / f"run{runs}")
-                found = harm.to_run(here, place, disk, each)
-                shutil.rmtree(place, ignore_errors=True)
+                said = harm.to_run(here, place, harm.draw(each, "disk"), disk)
             else:
-                found = harm.to_run(there, f"s3://neurons/runs/{runs}", None, each)
+                place = f"s3://neurons/runs/{runs}"
+                said = harm.to_run(there, place, harm.draw(each, "cut"))
             runs += 1
-            if found and found != expected:
+            found = digests(Run.open(place)) if said else expected
+            if found != expected:
                 other = [t for t in expected if expected[t] != found.get(t)]
                 harm.lost.append(f"run {runs}: other bits in {', '.join(other)}")
+            if "://" not in place:
+                shutil.rmtree(place, ignore_errors=True)
             if harm.lost:
                 print(harm.lost[-1], file=sys.stderr, flush=True)
     tally = {

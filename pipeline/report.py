@@ -272,9 +272,16 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
         "fit": f"{fit.search}, at most {fit.max_length} concepts, length by {fit.length}",
         "fingerprints": {name: entry.fingerprint for name, entry in tables.items()},
         "versions": {
-            name: metadata.version(name)
+            name: _version(name)
             for name in ("neuroscribe", "torch", "ray", "timm", "open_clip_torch", "pyarrow")
         },
         "command": f"neuroscribe run CONFIG.yaml --out {run.folder.url}",
         "seconds": {name: stage["seconds"] for name, stage in stages.items() if "seconds" in stage},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # sent along with a job, not installed
+        return "not installed"
