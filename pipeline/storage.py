@@ -1,7 +1,11 @@
 """Folders of files on local disk or any fsspec URL, written so that a file is whole or absent.
 
+Names are relative to the folder. A full path or URL may stand in the place of a name, for files that lie
+elsewhere, as those of a store that runs share do.
+
 A local file is written under a temporary name and renamed; object stores make an upload visible
-only when it is complete, so there the final name is written directly.
+only when it is complete, so there the final name is written directly. A storage that does not answer is
+waited for (`pipeline.outages`).
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +57,6 @@ class Folder:
         text = str(url)
         self.url = text if "://" in text else str(Path(text).resolve())
         self._fs, self._root = filesystem(self.url)
-        self._local = isinstance(self._fs, LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return (Folder, (self.url,))
@@ -61,10 +66,28 @@ class Folder:
 
     def path(self, name: str = "") -> str:
         """Full path or URL of a file in this folder, for people and for other libraries."""
+        if is_elsewhere(name):
+            return name
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
-    def _full(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+    def _at(self, name: str) -> tuple[Any, str]:
+        """The file system that a file lies on, and its path there."""
+        if is_elsewhere(name):
+            return filesystem(name)
+        return self._fs, f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    def _patiently(self, name: str, action: Callable[[Any, str], Any]) -> Any:
+        """Do something with a file system and a path on it, again while it does not answer."""
+        return patiently(lambda: action(*self._at(name)), self.path(name))
+
+    def _info(self, name: str) -> dict[str, Any] | None:
+        """Facts about a file or folder, or None where there is none."""
+        try:
+            # Not `exists`: some file systems answer no when they cannot be reached.
+            found: dict[str, Any] = self._patiently(name, lambda fs, path: fs.info(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
 
     def is_file(self) -> bool:
         """Whether a file stands where the folder would be."""
@@ -75,23 +98,10 @@ class Folder:
         """Whether a file or folder of this name is there."""
         return self._info(name) is not None
 
-    def _info(self, name: str) -> dict[str, Any] | None:
-        try:
-            # Not `exists`: some file systems answer no when they cannot be reached.
-            found: dict[str, Any] = self._patiently(name, self._fs.info)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return found
-
-    def _patiently(self, name: str, action: Callable[[str], Any]) -> Any:
-        """Do something with a path, again while the storage does not answer."""
-        path = self._full(name)
-        return patiently(lambda: action(path), self.path(name))
-
     def names(self, name: str = "") -> list[str]:
         """Names of the files directly in a sub-folder, sorted; empty where there is none."""
         try:
-            found = self._patiently(name, lambda path: self._fs.ls(path, detail=False))
+            found = self._patiently(name, lambda fs, path: fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
@@ -99,7 +109,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        data: bytes = self._patiently(name, self._fs.cat_file)
+        data: bytes = self._patiently(name, lambda fs, path: fs.cat_file(path))
         return data
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -111,16 +121,68 @@ class Folder:
         Raises:
             StoppedEarly: The storage is full, or does not answer for long.
         """
-        target = self._full(name)
-        if self._local:
-            writing(lambda: _write_whole(Path(target), data, durable), self.path(name))
-        else:
-            writing(lambda: self._fs.pipe_file(target, data), self.path(name))
+        writing(lambda: self._write(*self._at(name), data, durable), self.path(name))
+
+    def _write(self, fs: Any, path: str, data: bytes, durable: bool) -> None:
+        if not isinstance(fs, LocalFileSystem):
+            fs.pipe_file(path, data)
+            return
+        with _partial(Path(path)) as partial:
+            _write_file(partial, data, durable)
+            partial.replace(path)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file whole unless there is one; whether this wrote it.
+
+        Of several writers at once one alone succeeds on a local disk and on object stores that can
+        create exclusively; on others the last one does.
+
+        Raises:
+            StoppedEarly: The storage is full, or does not answer for long.
+        """
+        if self.exists(name):
+            return False
+        return writing(lambda: self._create(*self._at(name), data), self.path(name))
+
+    def _create(self, fs: Any, path: str, data: bytes) -> bool:
+        if not isinstance(fs, LocalFileSystem):
+            try:
+                fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        with _partial(Path(path)) as partial:
+            _write_file(partial, data, durable=True)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            return True
+
+    def copy(self, source: str, name: str) -> None:
+        """Put another file's content under a name too: on one local disk a link, elsewhere a copy.
+
+        Files are never changed in place, only replaced, so that a link is as good as a copy.
+        """
+        (fs, there), (other, path) = self._at(source), self._at(name)
+        if not (isinstance(fs, LocalFileSystem) and isinstance(other, LocalFileSystem)):
+            self.write(name, self.read(source))
+            return
+
+        def link() -> None:
+            with _partial(Path(path)) as partial:
+                try:
+                    os.link(there, partial)
+                except OSError:
+                    shutil.copyfile(there, partial)
+                partial.replace(path)
+
+        writing(link, self.path(name))
 
     def delete(self, name: str) -> None:
         """Delete one file that this program made; it is no error if it is gone already."""
         try:
-            self._patiently(name, self._fs.rm_file)
+            self._patiently(name, lambda fs, path: fs.rm_file(path))
         except FileNotFoundError:
             return
 
@@ -138,38 +200,23 @@ class Folder:
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file; only the columns asked for are fetched."""
 
-        def read(path: str) -> pa.Table:
-            with self._fs.open(path, "rb") as file:
+        def read(fs: Any, path: str) -> pa.Table:
+            with fs.open(path, "rb") as file:
                 return pq.read_table(file, columns=columns)
 
         return self._patiently(name, read)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int = 4096) -> int:
-        """Write one Parquet file (zstd, no dictionaries: best for float16) and return its bytes."""
-        sink = pa.BufferOutputStream()
-        texts = [
-            field.name
-            for field in table.schema
-            if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)
-        ]
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=texts,
-            row_group_size=row_group_size,
-            store_schema=True,
-        )
-        data = sink.getvalue().to_pybytes()
+        """Write one Parquet file and return its bytes."""
+        data = parquet_bytes(table, row_group_size)
         self.write(name, data)
         return len(data)
 
     def read_arrays(self, name: str, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of an uncompressed npz file whose names begin with `prefix`."""
 
-        def read(path: str) -> dict[str, np.ndarray]:
-            with self._fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        def read(fs: Any, path: str) -> dict[str, np.ndarray]:
+            with fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
 
         found: dict[str, np.ndarray] = self._patiently(name, read)
@@ -184,16 +231,46 @@ class Folder:
         return len(data)
 
 
-def _write_whole(final: Path, data: bytes, durable: bool) -> None:
-    """Write a local file under a temporary name and rename it."""
+def is_elsewhere(name: str) -> bool:
+    """Whether a name is a full path or URL."""
+    return name.startswith("/") or "://" in name
+
+
+def parquet_bytes(table: pa.Table, row_group_size: int = 4096) -> bytes:
+    """A table as a Parquet file (zstd, and no dictionaries for numbers: best for float16)."""
+    sink = pa.BufferOutputStream()
+    texts = [
+        field.name
+        for field in table.schema
+        if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)
+    ]
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=texts,
+        row_group_size=row_group_size,
+        store_schema=True,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """A temporary name beside a file, in a folder that is made if need be; nothing is left there."""
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.parent / f".tmp-{secrets.token_hex(6)}-{final.name}"
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(final)
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write_file(path: Path, data: bytes, durable: bool) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -243,13 +244,14 @@ class Nodes:
         self._ask("add")
 
     def workers(self) -> list[int]:
-        """Processes that carry out tasks and actors at this moment."""
-        return [
-            pid
-            for raylet in _children(self._keeper.pid)
-            for pid in _children(raylet)
-            if _title(pid).startswith("ray::") and not _title(pid).startswith("ray::IDLE")
-        ]
+        """Processes that carry out tasks and actors of a run at this moment, not those of Ray itself."""
+        found = []
+        for raylet in _children(self._keeper.pid):
+            for pid in _children(raylet):
+                what = _title(pid).partition("ray::")[2]
+                if what and not re.match("IDLE|_|Dashboard|RuntimeEnv|ActorLocation", what):
+                    found.append(pid)
+        return found
 
     def stop(self) -> None:
         assert self._keeper.stdin is not None
