@@ -87,6 +87,7 @@ class Harm:
     done: list[dict[str, Any]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     starts: int = 0
+    _driver: subprocess.Popen[bytes] | None = None
 
     def draw(self, faults: int, last: str) -> list[tuple[str, str]]:
         """Stages and kinds of some faults, in the order of the stages; `last` is one of the kinds."""
@@ -120,7 +121,7 @@ class Harm:
             log.unlink(missing_ok=True)
             stages = Run(out).ledger()["stages"]
             before = {name: facts.get("started") for name, facts in stages.items()}
-            driver = start(config, out, environment(), log)
+            driver = self._driver = start(config, out, environment(), log)
             struck = ""
             while drawn and self._reaches(driver, Run(out), drawn[0][0], before):
                 stage, kind = drawn.pop(0)
@@ -184,6 +185,12 @@ class Harm:
             self._end(driver)
             ballast.unlink(missing_ok=True)
 
+    def end(self) -> None:
+        """Leave no driver behind."""
+        if self._driver is not None and self._driver.poll() is None:
+            os.killpg(self._driver.pid, signal.SIGKILL)
+            self._driver.wait()
+
     def _end(self, driver: subprocess.Popen[bytes]) -> int | str:
         try:
             return driver.wait(LIMIT)
@@ -221,6 +228,7 @@ def main() -> int:
 
         nodes = stack.enter_context(cluster(NODES))
         harm = Harm(nodes, s3, rng)
+        stack.callback(harm.end)
         here = write_config(folder, str(folder / "images"), nodes.address)
         there = write_config(folder, "s3://neurons/images", nodes.address)
         runs = 0

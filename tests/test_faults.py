@@ -38,7 +38,9 @@ def harm(folder: Path) -> Iterator[Harm]:
     with ExitStack() as stack:
         s3 = stack.enter_context(s3_endpoint())
         s3.upload(folder / "images", "s3://neurons/images")
-        yield Harm(stack.enter_context(cluster(2)), s3, random.Random(0))
+        made = Harm(stack.enter_context(cluster(2)), s3, random.Random(0))
+        stack.callback(made.end)
+        yield made
 
 
 @pytest.fixture(scope="module")
