@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,3 +96,18 @@ def test_3000_images_with_bad_ones_lost_nodes_and_a_killed_driver_come_out_right
     assert listed == sorted(str(path.relative_to(tmp_path / "images")) for path in bad)
     assert said.count(f"{MANY - BAD:,} images, {BAD} quarantined") == 1
     assert "Traceback" not in said
+
+
+def test_a_stream_that_is_left_early_ends_with_its_stage(tmp_path: Path, local_ray: None) -> None:
+    planted.write_images(tmp_path, 600)
+    for path in sorted((tmp_path / "images").rglob("*.png"))[:40]:
+        path.write_bytes(b"")
+    sections = planted.config(tmp_path, recordings={"shard_size": 10, "max_quarantined": 0.03})
+    sections["target"] |= {"model": "python:trouble:network", "layers": ["late"]}  # type: ignore[operator]
+    config, out = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(sections))
+    assert main(["run", str(config), "--out", str(out)]) == 4
+    # A thread of the stream that outlived Ray would start another one as the program ends.
+    streams = [t for t in threading.enumerate() if t.name.startswith("StreamingExecutor")]
+    assert not [stream for stream in streams if stream.is_alive()]
+    assert len(list((out / "recordings/activations").glob("part-*"))) < 50

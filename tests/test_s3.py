@@ -24,7 +24,7 @@ from pipeline.images_config import ImagesConfig
 from pipeline.rundir import Run
 from pipeline.sources import fetch, read_index
 
-FIRST, ALL, SHARD = 200, 300, 20
+FIRST, ALL, SHARD = 120, 180, 20
 RUN = "s3://neurons/runs/one"
 TABLES = ("images", "activations", "concept_scores/cells", "concepts", "explanations", "scores")
 
