@@ -26,6 +26,7 @@ from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
 from pipeline.settings import with_settings
 from pipeline.target_config import TargetConfig
+from pipeline.urls import refuse_secrets
 
 
 class RecordingsConfig(Strict):
@@ -145,6 +146,7 @@ def parse_config(data: Any, base: Path, source: str = "configuration") -> Config
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: found {type(data).__name__}, expected a mapping of sections")
+    refuse_secrets(data)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

@@ -227,7 +227,7 @@ def _thumbnails(plan: Plan, images: pa.Table, rows: Sequence[int]) -> Iterator[t
     for start in range(0, len(rows), THUMBNAILS_PER_TASK):
         chunk = [int(row) for row in rows[start : start + THUMBNAILS_PER_TASK]]
         wanted = index.take([places[image_ids[row]] for row in chunk]).select(
-            ["url", "offset", "length"]
+            ["url", "offset", "length", "stamp"]
         )
         calls.append((chunk, wanted.to_pylist()))
     for _, pictures in run_tasks(_make_small, calls):
@@ -272,9 +272,16 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
         "fit": f"{fit.search}, at most {fit.max_length} concepts, length by {fit.length}",
         "fingerprints": {name: entry.fingerprint for name, entry in tables.items()},
         "versions": {
-            name: metadata.version(name)
+            name: _version(name)
             for name in ("neuroscribe", "torch", "ray", "timm", "open_clip_torch", "pyarrow")
         },
         "command": f"neuroscribe run CONFIG.yaml --out {run.folder.url}",
         "seconds": {name: stage["seconds"] for name, stage in stages.items() if "seconds" in stage},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # sent along with a job, not installed
+        return "not installed"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,8 @@ class Run:
         except BaseException as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             took = round(time.time() - begun, 2)
-            self.note(name, state="stopped", reason=why, last_seconds=took, **facts)
+            with suppress(Exception):  # a storage that has failed may not take this either
+                self.note(name, state="stopped", reason=why, last_seconds=took, **facts)
             raise
         seconds = time.time() - begun
         took = round(seconds, 2)
