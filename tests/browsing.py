@@ -71,13 +71,31 @@ class Visit:
             self.faults.append(f"{response.status}: {response.url}")
 
     def open(self, address: str) -> Any:
-        """Open an address, wait until it is drawn and nothing loads any more, and return the page."""
-        self.page.goto("about:blank")  # so that one that differs by its fragment is loaded anew
+        """Open an address as if for the first time, and return the page once it is drawn."""
+        self.page.goto("about:blank")  # an address that differs by its fragment alone loads nothing
         self.page.goto(address)
         self.settle()
         return self.page
 
     def settle(self) -> None:
-        """Wait until the page is drawn and nothing loads any more."""
-        self.page.wait_for_selector("main[data-drawn]")
-        self.page.wait_for_load_state("networkidle")
+        """Wait until the page shows its address and no shard is on its way."""
+        self.page.wait_for_function(DRAWN)
+
+    def audit(self) -> list[str]:
+        """Serious and critical findings of axe, one a line."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        # Its preloading of styles asks for what the page's own policy forbids.
+        found = Axe().run(self.page, options={"preload": False, "resultTypes": ["violations"]})
+        return [
+            f"{finding['id']}: {node['html'][:200]}: {node['failureSummary']}"
+            for finding in found.response["violations"]
+            if finding["impact"] in ("serious", "critical")
+            for node in finding["nodes"]
+        ]
+
+
+#: A shard is loaded by a script element that leaves the document when the shard is there.
+DRAWN = """() => document.querySelector("main[data-drawn]")
+  && !document.querySelector("head script:not([defer])")
+  && !document.querySelector("main .waiting")"""
