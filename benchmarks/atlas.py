@@ -81,7 +81,9 @@ def build(config: Path, out: Path) -> dict[str, Any]:
     paths = os.pathsep.join([str(HERE.parent), str(HERE)])
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [*command, "--stage", "report"], env={**os.environ, "PYTHONPATH": paths}
+        [*command, "--stage", "report"],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
