@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Float16, Shaped
 from torch import Tensor, nn
 
 from actors.clip import Clip
+from actors.directions import DirectionSet
 from actors.taps import LayerTap, plain_attention
 from actors.targets import Target
 from actors.views import Preprocess, View, split_transform
@@ -41,6 +42,8 @@ class TargetPart:
 
     target: Target
     layers: Mapping[str, Sequence[str]]
+    directions: Sequence[DirectionSet] = ()
+    """Directions to record as layers of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,8 @@ class _Runner:
         module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         self._module: nn.Module = module
         if isinstance(part, TargetPart):
-            self._tap = LayerTap(module, part.layers)
+            there = [replace(d, directions=d.directions.to(device)) for d in part.directions]
+            self._tap = LayerTap(module, part.layers, there)
 
     @property
     def view(self) -> View:

@@ -84,7 +84,9 @@ class Config(Strict):
     ablation: AblationConfig | None = None
     atlas: AtlasConfig = AtlasConfig()
     ray: RayConfig = RayConfig()
-    store: None = None
+    store: str | None = None
+    """Path or URL of a store that runs share: images, embeddings, concept scores and moments are kept
+    there by content, so that another network on the same images costs its own forward pass alone."""
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
@@ -154,8 +156,6 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
-    if where == "store":
-        message = "a store shared by runs is not built yet; leave the key out"
     if error["type"] in ("value_error",):
         return f"{where}: {message}"
     return f"{where}: found {error['input']!r}: {message[0].lower()}{message[1:]}"
@@ -208,8 +208,17 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
 
     return config.model_copy(
         update={
+            "store": absolute(config.store.rstrip("/")) if config.store else None,
             "images": config.images.model_copy(update={"path": absolute(config.images.path)}),
-            "target": config.target.model_copy(update={"weights": weights(config.target.weights)}),
+            "target": config.target.model_copy(
+                update={
+                    "weights": weights(config.target.weights),
+                    "directions": [
+                        some.model_copy(update={"path": absolute(some.path)})
+                        for some in config.target.directions
+                    ],
+                }
+            ),
             "concepts": [
                 c.model_copy(
                     update={

@@ -46,7 +46,7 @@ def moments_table(explainer: str) -> str:
 
 
 def table_path(table: str) -> str:
-    """Folder of a recorded table, relative to the run."""
+    """Folder of a recorded table of a run that shares no store."""
     return f"recordings/{table}"
 
 
@@ -79,6 +79,8 @@ class Expected:
 
     tables: dict[str, str]
     parts: dict[str, list[str]]
+    places: dict[str, str]
+    """Folders of the tables that are made by shards: in the run, or in the store that it shares."""
     summed: dict[str, str]
     """What the sums of moments depend on beside images and concepts: for each column of activations,
     and for each explainer."""
@@ -97,12 +99,17 @@ def expect(plan: Plan, dtype: str) -> Expected:
     """
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
+    directed = [
+        [name, d.settings.layer, d.fingerprint] for name, d in plan.target.directions.items()
+    ]
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
         IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
         ACTIVATIONS: [
-            fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept)
+            fingerprint(
+                ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
+            )
             for s, kept in zip(shards, keeps, strict=True)
         ],
     }
@@ -159,11 +166,20 @@ def expect(plan: Plan, dtype: str) -> Expected:
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
+    places = {name: _place(plan.config.store, name, parts[0]) for name, parts in made.items()}
     parts = {
-        name: [part_name(table_path(name), n, part) for n, part in enumerate(made[name])]
+        name: [part_name(places[name], n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts, _summed(plan, dtype))
+    return Expected(tables, parts, places, _summed(plan, dtype))
+
+
+def _place(store: str | None, table: str, first: str) -> str:
+    """Folder of a table that is made by shards; one in a store is named for its first part."""
+    kind = table.partition("/")[0]
+    if store is None or kind in (ACTIVATIONS, LOGITS):
+        return table_path(table)
+    return f"{store}/{kind}/{first[:16]}"
 
 
 def _ablations(
@@ -196,11 +212,13 @@ def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
 def _summed(plan: Plan, dtype: str) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
-    summed = {
-        activation_column(layer, pooling): fingerprint(target.fingerprint, dtype, layer, pooling)
-        for layer, poolings in target.layers.items()
-        for pooling in poolings
-    }
+    summed = {}
+    for layer, poolings in target.layers.items():
+        directed = target.directions.get(layer)
+        source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
+        for pooling in poolings:
+            made = fingerprint(target.fingerprint, dtype, *source, pooling)
+            summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
         facts: list[object] = [explainer.kind]

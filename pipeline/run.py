@@ -120,7 +120,7 @@ def execute(
         raise ConfigError(f"--max-seconds is {max_seconds:g}, expected more than 0")
     begun = time.monotonic()
     until = None if max_seconds is None else begun + max_seconds
-    run = Run(out)
+    run = Run(out, config.store)
     if run.folder.is_file():
         raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
     RunLock(run.folder).refuse_if_held()

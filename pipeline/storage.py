@@ -1,5 +1,8 @@
 """Folders of files on local disk or any fsspec URL, written so that a file is whole or absent.
 
+Names are relative to the folder. A full path or URL may stand in the place of a name, for files that lie
+elsewhere, as those of a store that runs share do.
+
 A local file is written under a temporary name and renamed; object stores make an upload visible
 only when it is complete, so there the final name is written directly.
 """
@@ -10,6 +13,9 @@ import io
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +51,6 @@ class Folder:
         text = str(url)
         self.url = text if "://" in text else str(Path(text).resolve())
         self._fs, self._root = filesystem(self.url)
-        self._local = isinstance(self._fs, LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return (Folder, (self.url,))
@@ -55,10 +60,15 @@ class Folder:
 
     def path(self, name: str = "") -> str:
         """Full path or URL of a file in this folder, for people and for other libraries."""
+        if is_elsewhere(name):
+            return name
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
-    def _full(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+    def _at(self, name: str) -> tuple[Any, str]:
+        """The file system that a file lies on, and its path there."""
+        if is_elsewhere(name):
+            return filesystem(name)
+        return self._fs, f"{self._root.rstrip('/')}/{name}" if name else self._root
 
     def is_file(self) -> bool:
         """Whether a file stands where the folder would be."""
@@ -66,12 +76,14 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of this name is there."""
-        return bool(self._fs.exists(self._full(name)))
+        fs, path = self._at(name)
+        return bool(fs.exists(path))
 
     def names(self, name: str = "") -> list[str]:
         """Names of the files directly in a sub-folder, sorted; empty where there is none."""
+        fs, path = self._at(name)
         try:
-            found = self._fs.ls(self._full(name), detail=False, refresh=True)
+            found = fs.ls(path, detail=False, refresh=True)
         except FileNotFoundError:
             return []
         names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
@@ -79,7 +91,8 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        data: bytes = self._fs.cat_file(self._full(name))
+        fs, path = self._at(name)
+        data: bytes = fs.cat_file(path)
         return data
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -88,27 +101,58 @@ class Folder:
         A durable local file outlives a power failure once this returns; that costs milliseconds
         each, so that thousands of small files that can be made again do without.
         """
-        target = self._full(name)
-        if not self._local:
-            self._fs.pipe_file(target, data)
+        fs, path = self._at(name)
+        if not isinstance(fs, LocalFileSystem):
+            fs.pipe_file(path, data)
             return
-        final = Path(target)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.parent / f".tmp-{secrets.token_hex(6)}-{final.name}"
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
+        with _partial(Path(path)) as partial:
+            _write_file(partial, data, durable)
+            partial.replace(path)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file whole unless there is one; whether this wrote it.
+
+        Of several writers at once one alone succeeds on a local disk and on object stores that can
+        create exclusively; on others the last one does.
+        """
+        fs, path = self._at(name)
+        if fs.exists(path):
+            return False
+        if not isinstance(fs, LocalFileSystem):
+            try:
+                fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        with _partial(Path(path)) as partial:
+            _write_file(partial, data, durable=True)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            return True
+
+    def copy(self, source: str, name: str) -> None:
+        """Put another file's content under a name too: on one local disk a link, elsewhere a copy.
+
+        Files are never changed in place, only replaced, so that a link is as good as a copy.
+        """
+        (fs, there), (other, path) = self._at(source), self._at(name)
+        if not (isinstance(fs, LocalFileSystem) and isinstance(other, LocalFileSystem)):
+            self.write(name, self.read(source))
+            return
+        with _partial(Path(path)) as partial:
+            try:
+                os.link(there, partial)
+            except OSError:
+                shutil.copyfile(there, partial)
+            partial.replace(path)
 
     def delete(self, name: str) -> None:
         """Delete one file that this program made; it is no error if it is gone already."""
+        fs, path = self._at(name)
         try:
-            self._fs.rm_file(self._full(name))
+            fs.rm_file(path)
         except FileNotFoundError:
             return
 
@@ -122,34 +166,21 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file; only the columns asked for are fetched."""
-        with self._fs.open(self._full(name), "rb") as file:
+        fs, path = self._at(name)
+        with fs.open(path, "rb") as file:
             return pq.read_table(file, columns=columns)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int = 4096) -> int:
-        """Write one Parquet file (zstd, no dictionaries: best for float16) and return its bytes."""
-        sink = pa.BufferOutputStream()
-        texts = [
-            field.name
-            for field in table.schema
-            if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)
-        ]
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=texts,
-            row_group_size=row_group_size,
-            store_schema=True,
-        )
-        data = sink.getvalue().to_pybytes()
+        """Write one Parquet file and return its bytes."""
+        data = parquet_bytes(table, row_group_size)
         self.write(name, data)
         return len(data)
 
     def read_arrays(self, name: str, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of an uncompressed npz file whose names begin with `prefix`."""
+        fs, path = self._at(name)
         with (
-            self._fs.open(self._full(name), "rb") as file,
+            fs.open(path, "rb") as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
             return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
@@ -161,3 +192,48 @@ class Folder:
         data = sink.getvalue()
         self.write(name, data)
         return len(data)
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a name is a full path or URL."""
+    return name.startswith("/") or "://" in name
+
+
+def parquet_bytes(table: pa.Table, row_group_size: int = 4096) -> bytes:
+    """A table as a Parquet file (zstd, and no dictionaries for numbers: best for float16)."""
+    sink = pa.BufferOutputStream()
+    texts = [
+        field.name
+        for field in table.schema
+        if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)
+    ]
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=texts,
+        row_group_size=row_group_size,
+        store_schema=True,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """A temporary name beside a file, in a folder that is made if need be; nothing is left there."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.parent / f".tmp-{secrets.token_hex(6)}-{final.name}"
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_file(path: Path, data: bytes, durable: bool) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())

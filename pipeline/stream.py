@@ -28,7 +28,6 @@ from pipeline.expected import (
     QUARANTINE,
     Expected,
     embeddings_table,
-    table_path,
 )
 from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, Plan, Shard, TargetPlan
 from pipeline.progress import Progress
@@ -85,7 +84,7 @@ def decoded_tables(plan: Plan) -> list[str]:
 
 def missing_parts(run: Run, table: str, expected: Expected) -> list[int]:
     """Numbers of the shards that lack their part of a table."""
-    there = set(run.part_files(table_path(table)))
+    there = set(run.part_files(expected.places[table]))
     names = (name.rsplit("/", 1)[-1] for name in expected.parts[table])
     return [number for number, name in enumerate(names) if name not in there]
 
@@ -307,7 +306,8 @@ def _derive_images(folder: Folder, jobs: Sequence[tuple[str, str, pa.Table]]) ->
 def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
     """Name the finished tables in the manifest and drop parts that are stale."""
     for table, made in expected.of_stage("record").items():
-        run.prune(table_path(table), expected.parts[table])
+        names = expected.parts[table]
+        run.prune(expected.places[table], names)
         if run.is_fresh(table, made):
             continue
         if table == QUARANTINE:
@@ -315,7 +315,7 @@ def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
         else:
             used = plan.index.rows.num_rows - bad.num_rows
             kept = used if table == IMAGES else kept_images(run, plan, ["split"]).num_rows
-            run.commit(table, table_path(table), made, kept)
+            run.commit(table, expected.places[table], made, kept, names)
 
 
 def refuse_small_splits(run: Run) -> None:
