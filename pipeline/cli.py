@@ -12,7 +12,7 @@ from pipeline.exit_codes import exit_code
 from pipeline.log import say, use_format
 from pipeline.signals import stop_signals
 
-DEMO_OUT = "runs/demo"
+DEMO_OUT, SERVE_PORT = "runs/demo", 8117
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("run_b", metavar="RUN_B")
     diff.add_argument("--limit", type=int, default=20, help="neurons to list; default: 20")
     diff.add_argument("--out", metavar="FILE", help="write the whole table there, as Parquet")
+
+    serve = add("serve", _serve, "The atlas on loopback, until Ctrl-C.")
+    serve.add_argument("run", metavar="RUN")
+    serve.add_argument(
+        "--port", type=int, default=SERVE_PORT, help=f"default: {SERVE_PORT}; 0 takes a free one"
+    )
     return parser
 
 
@@ -282,4 +288,12 @@ def _diff(chosen: argparse.Namespace) -> int:
         folder, name = out
         folder.write_table(name, diff.table)
         print(f"\nTable: {folder.path(name)}")
+    return 0
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from pipeline.rundir import Run
+    from pipeline.serve import serve
+
+    serve(Run.open(chosen.run), chosen.port)
     return 0
