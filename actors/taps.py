@@ -117,13 +117,15 @@ class LayerTap:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {name!r} gives {type(output).__name__}, expected a tensor")
-            self._pooled[name] = {
-                pooling: _pool_apart(part, tensor, pooling) for pooling in self.layers[name]
-            }
+            self._pooled[name] = self._kept(name, part, tensor)
             if self._stop_after_all and len(self._pooled) == len(self.layers):
                 raise _AllSeen
 
         return hook
+
+    def _kept(self, name: str, part: nn.Module, output: Tensor) -> dict[str, Tensor]:
+        """What is kept of a layer's output, by pooling; it shares no memory with the output."""
+        return {pooling: _pool_apart(part, output, pooling) for pooling in self.layers[name]}
 
 
 class _AllSeen(Exception):
