@@ -64,6 +64,9 @@ class AtlasConfig(Strict):
 
     images: bool = True
     """Show images; `false` writes none of them into the atlas."""
+    heat_maps: bool = True
+    """Show where in them the neurons of convolutional layers are active; this runs the target once more,
+    over the images that are shown. Without images there are none."""
 
 
 class RayConfig(Strict):

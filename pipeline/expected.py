@@ -21,13 +21,14 @@ CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
 IMPORTANCE, BASELINES, COMPARISON = "importance", "baselines", "comparison"
+BASELINE_SCORES = "baseline_scores"
 ATLAS = "atlas"
 
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 4
-ABLATION_VERSION, BASELINE_VERSION = 1, 1
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 5
+ABLATION_VERSION, BASELINE_VERSION = 1, 2
 
 
 def embeddings_table(name: str) -> str:
@@ -63,6 +64,7 @@ def made_by(table: str) -> str:
         SCORES: "simulate",
         SANITY: "simulate",
         BASELINES: "simulate",
+        BASELINE_SCORES: "simulate",
         COMPARISON: "simulate",
         LOGITS: "ablate",
         ABLATIONS: "ablate",
@@ -162,8 +164,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables[SANITY] = fingerprint(SANITY, tables[SCORES])
     if plan.config.simulate.baselines:
         simpler = (BASELINE_VERSION, tables[SCORES], sorted(plan.config.simulate.baselines))
-        tables[BASELINES] = fingerprint(BASELINES, *simpler)
-        tables[COMPARISON] = fingerprint(COMPARISON, *simpler)
+        for name in (BASELINES, BASELINE_SCORES, COMPARISON):
+            tables[name] = fingerprint(name, *simpler)
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
