@@ -6,6 +6,7 @@ key. `load_config` returns a `Config` whose paths are absolute; nothing is opene
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,7 +25,9 @@ from pipeline.concept_lists import HIERARCHY, is_file
 from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
+from pipeline.settings import with_settings
 from pipeline.target_config import TargetConfig
+from pipeline.urls import refuse_secrets
 
 
 class RecordingsConfig(Strict):
@@ -32,6 +35,9 @@ class RecordingsConfig(Strict):
 
     shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Images per shard: the unit of work, of commit and of resumption."""
+    compile: bool = False
+    """Compile the models' passes (torch.compile): faster by a half or more after a minute or two for
+    each model and recording actor, so that it pays from some ten thousands of images on."""
     max_quarantined: Fraction = 0.05
     """Stop (exit code 4) when more than this share of the images cannot be used."""
     keep: Literal["all", "test"] = "all"
@@ -59,6 +65,9 @@ class AtlasConfig(Strict):
 
     images: bool = True
     """Show images; `false` writes none of them into the atlas."""
+    heat_maps: bool = True
+    """Show where in them the neurons of convolutional layers are active; this runs the target once more,
+    over the images that are shown. Without images there are none."""
 
 
 class RayConfig(Strict):
@@ -85,7 +94,9 @@ class Config(Strict):
     ablation: AblationConfig | None = None
     atlas: AtlasConfig = AtlasConfig()
     ray: RayConfig = RayConfig()
-    store: None = None
+    store: str | None = None
+    """Path or URL of a store that runs share: images, embeddings, concept scores and moments are kept
+    there by content, so that another network on the same images costs its own forward pass alone."""
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
@@ -103,8 +114,13 @@ class Config(Strict):
         return self
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a YAML configuration; paths in it become absolute.
+
+    Args:
+        path: The file.
+        settings: Keys to set beside those of the file, as `pipeline.settings` says; relative paths
+            in them are taken from the file's folder too.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or has errors, which are listed together.
@@ -121,6 +137,8 @@ def load_config(path: str | Path) -> Config:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
+    if isinstance(data, dict):
+        data = with_settings(data, settings)
     return parse_config(data, base=path.resolve().parent, source=str(path))
 
 
@@ -132,6 +150,7 @@ def parse_config(data: Any, base: Path, source: str = "configuration") -> Config
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: found {type(data).__name__}, expected a mapping of sections")
+    refuse_secrets(data)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -155,8 +174,6 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
-    if where == "store":
-        message = "a store shared by runs is not built yet; leave the key out"
     if error["type"] in ("value_error",):
         return f"{where}: {message}"
     return f"{where}: found {error['input']!r}: {message[0].lower()}{message[1:]}"
@@ -216,8 +233,17 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
 
     return config.model_copy(
         update={
+            "store": absolute(config.store.rstrip("/")) if config.store else None,
             "images": config.images.model_copy(update={"path": absolute(config.images.path)}),
-            "target": config.target.model_copy(update={"weights": weights(config.target.weights)}),
+            "target": config.target.model_copy(
+                update={
+                    "weights": weights(config.target.weights),
+                    "directions": [
+                        some.model_copy(update={"path": absolute(some.path)})
+                        for some in config.target.directions
+                    ],
+                }
+            ),
             "concepts": [
                 c.model_copy(
                     update={

@@ -23,13 +23,14 @@ CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
 IMPORTANCE, BASELINES, COMPARISON = "importance", "baselines", "comparison"
+BASELINE_SCORES = "baseline_scores"
 ATLAS = "atlas"
 
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 4
-ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 1, 1
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 5
+ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 2, 1
 
 
 def embeddings_table(name: str) -> str:
@@ -48,7 +49,7 @@ def moments_table(explainer: str) -> str:
 
 
 def table_path(table: str) -> str:
-    """Folder of a recorded table, relative to the run."""
+    """Folder of a recorded table of a run that shares no store."""
     return f"recordings/{table}"
 
 
@@ -67,6 +68,7 @@ def made_by(table: str) -> str:
         SCORES: "simulate",
         SANITY: "simulate",
         BASELINES: "simulate",
+        BASELINE_SCORES: "simulate",
         COMPARISON: "simulate",
         LOGITS: "ablate",
         ABLATIONS: "ablate",
@@ -83,6 +85,8 @@ class Expected:
 
     tables: dict[str, str]
     parts: dict[str, list[str]]
+    places: dict[str, str]
+    """Folders of the tables that are made by shards: in the run, or in the store that it shares."""
     summed: dict[str, str]
     """What the sums of moments depend on beside images and concepts: for each column of activations,
     and for each explainer."""
@@ -99,14 +103,21 @@ def expect(plan: Plan, dtype: str) -> Expected:
         plan: The run's plan.
         dtype: Number format that models run in, `auto` resolved.
     """
+    if plan.config.recordings.compile:
+        dtype = f"{dtype}, compiled"
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
+    directed = [
+        [name, d.settings.layer, d.fingerprint] for name, d in plan.target.directions.items()
+    ]
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
-        IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
+        IMAGES: _images(plan),
         ACTIVATIONS: [
-            fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept)
+            fingerprint(
+                ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
+            )
             for s, kept in zip(shards, keeps, strict=True)
         ],
     }
@@ -159,17 +170,36 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables[SANITY] = fingerprint(SANITY, tables[SCORES])
     if plan.config.simulate.baselines:
         simpler = (BASELINE_VERSION, tables[SCORES], sorted(plan.config.simulate.baselines))
-        tables[BASELINES] = fingerprint(BASELINES, *simpler)
-        tables[COMPARISON] = fingerprint(COMPARISON, *simpler)
+        for name in (BASELINES, BASELINE_SCORES, COMPARISON):
+            tables[name] = fingerprint(name, *simpler)
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
+    places = {name: _place(plan.config.store, name, parts[0]) for name, parts in made.items()}
     parts = {
-        name: [part_name(table_path(name), n, part) for n, part in enumerate(made[name])]
+        name: [part_name(places[name], n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts, _summed(plan, dtype, calibrations))
+    return Expected(tables, parts, places, _summed(plan, dtype, calibrations))
+
+
+def _place(store: str | None, table: str, first: str) -> str:
+    """Folder of a table that is made by shards; one in a store is named for its first part."""
+    kind = table.partition("/")[0]
+    if store is None or kind in (ACTIVATIONS, LOGITS):
+        return table_path(table)
+    return f"{store}/{kind}/{first[:16]}"
+
+
+def image_parts(plan: Plan) -> list[str]:
+    """Names of the parts of the images table, which depend on no model."""
+    path = table_path(IMAGES)
+    return [part_name(path, number, part) for number, part in enumerate(_images(plan))]
+
+
+def _images(plan: Plan) -> list[str]:
+    return [fingerprint(IMAGES, shard.rows) for shard in plan.shards]
 
 
 def _ablations(
@@ -202,11 +232,13 @@ def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
 def _summed(plan: Plan, dtype: str, calibrations: dict[str, list[float | str]]) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
-    summed = {
-        activation_column(layer, pooling): fingerprint(target.fingerprint, dtype, layer, pooling)
-        for layer, poolings in target.layers.items()
-        for pooling in poolings
-    }
+    summed = {}
+    for layer, poolings in target.layers.items():
+        directed = target.directions.get(layer)
+        source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
+        for pooling in poolings:
+            made = fingerprint(target.fingerprint, dtype, *source, pooling)
+            summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
         facts: list[object] = [explainer.kind]

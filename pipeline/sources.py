@@ -21,10 +21,20 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from core.errors import SourceError, close_names
+from core.errors import SourceError, StoppedEarly, close_names
 from core.splits import split_of
 from pipeline.images_config import ImagesConfig, SplitConfig
-from pipeline.sources_files import has_magic, list_files, read_file, shown, stamps, tried
+from pipeline.outages import patiently
+from pipeline.sources_files import (
+    MISSING,
+    has_magic,
+    is_there,
+    list_files,
+    read_file,
+    shown,
+    stamps,
+    tried,
+)
 from pipeline.sources_parquet import (
     PARQUET_SUFFIX,
     DamagedRowGroup,
@@ -34,6 +44,7 @@ from pipeline.sources_parquet import (
     row_url,
 )
 from pipeline.sources_webdataset import IMAGE_SUFFIXES, tar_samples
+from pipeline.urls import refuse_secret
 
 MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
 
@@ -76,7 +87,12 @@ def read_index(config: ImagesConfig) -> ImageIndex:
 
     Raises:
         SourceError: The path is missing, holds no image, or its labels or splits cannot be read.
+        StoppedEarly: The storage does not answer.
     """
+    return patiently(lambda: _list_images(config), config.path)
+
+
+def _list_images(config: ImagesConfig) -> ImageIndex:
     fs, root, files = list_files(config.path)
     kind = config.format or _guess_format(fs, config.path, files["path"])
     if config.image is not None and kind != "parquet":
@@ -118,15 +134,36 @@ def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
 
     Raises:
         OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
+        StoppedEarly: The storage does not answer, or more is gone than this file.
     """
-    if row["length"] != PARQUET_ROW:
-        whole = row["length"] == WHOLE_FILE
-        return read_file(row["url"], row["offset"], None if whole else row["length"])
-    if rows is None:
+    if row["length"] == PARQUET_ROW and rows is None:
         with closing(ParquetRows()) as rows:
             return fetch(row, rows)
-    opened = rows
-    return tried(lambda: opened.read(row["url"], row["offset"]), (DamagedRowGroup,))
+    try:
+        if rows is not None and row["length"] == PARQUET_ROW:
+            opened = rows
+            read = lambda: opened.read(row["url"], row["offset"])  # noqa: E731
+            return tried(read, row["url"], (DamagedRowGroup,))
+        length = None if row["length"] == WHOLE_FILE else row["length"]
+        return read_file(row["url"], row["offset"], length)
+    except (FileNotFoundError, PermissionError) as error:
+        _refuse_if_more_is_gone(row, error)
+        raise
+
+
+def _refuse_if_more_is_gone(row: Mapping[str, Any], error: OSError) -> None:
+    """Stop where not one image is gone, but what holds many: a bucket, a disk, a tar, the right to read.
+
+    A file that was gone when it was listed says nothing of that.
+    """
+    if row["stamp"] == MISSING:
+        return
+    url = row["url"].rpartition("#")[0] if row["length"] == PARQUET_ROW else row["url"]
+    if not is_there(url, above=row["length"] == WHOLE_FILE):
+        raise StoppedEarly(
+            f"what holds {row['path']!r} was there when the images were listed and cannot be read now "
+            f"({type(error).__name__}: {url}); run again to resume when it is back"
+        ) from error
 
 
 def _guess_format(fs: Any, path: str, paths: pa.ChunkedArray) -> str:
@@ -315,6 +352,8 @@ def _list_manifest(fs: Any, root: str, files: pa.Table, config: ImagesConfig) ->
             f"manifest {config.path!r} has {paths.null_count:,} rows without a path, the first is row "
             f"{pc.index(pc.is_null(paths), True).as_py() + 1:,}; every row names one image"
         )
+    for path in paths.filter(pc.match_substring(paths, "://")).to_pylist():
+        refuse_secret(path, f"an image in manifest {config.path!r}")
     nothing = pa.nulls(table.num_rows, pa.string())
     labels = table[config.label].cast(pa.string()) if config.label else nothing
     folder = manifests[0].rpartition("/")[0]

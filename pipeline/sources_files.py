@@ -22,6 +22,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from core.errors import SourceError
+from pipeline.outages import is_outage, patiently
 from pipeline.storage import filesystem
 
 #: Seconds between tries to read a file.
@@ -96,16 +97,17 @@ def read_file(url: str, offset: int = 0, length: int | None = None) -> bytes:
     Raises:
         OSError: It is gone, cannot be read, is no regular file, is larger than `MAX_BYTES`, or is
             shorter than it was when it was listed.
+        StoppedEarly: The storage does not answer.
     """
-    return tried(lambda: _read(url, offset, length))
+    return tried(lambda: _read(url, offset, length), url)
 
 
-def tried(read: Callable[[], bytes], final: tuple[type[OSError], ...] = ()) -> bytes:
+def tried(read: Callable[[], bytes], url: str, final: tuple[type[OSError], ...] = ()) -> bytes:
     """What `read` returns, after three tries where the fault may pass; `final` are those that do not."""
     final += (FileNotFoundError, PermissionError, IsADirectoryError, NotARegularFile, TooLarge)
     for wait in (*RETRY_SECONDS, None):
         try:
-            return read()
+            return patiently(read, url)
         except final:
             raise
         except OSError as error:
@@ -142,6 +144,28 @@ def _local_path(url: str) -> str | bytes | None:
     return url.removeprefix(_LOCAL) if url.startswith(_LOCAL) else None
 
 
+def is_there(url: str, above: bool) -> bool:
+    """Whether a file, or with `above` the folder that it lies in, is there and may be looked at."""
+    local = _local_path(url)
+    if local is not None:
+        place = os.path.dirname(local) if above else local  # noqa: PTH120 - of text and of bytes
+        return patiently(lambda: _found(place), url)
+    fs, path = filesystem(url)
+    place = path.rpartition("/")[0] if above else path
+    try:
+        return bool(patiently(lambda: fs.exists(place), url))
+    except PermissionError:
+        return False
+
+
+def _found(path: str | bytes) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return True
+
+
 def shown(path: str) -> str:
     """A local path as text that can be written: bytes that are not UTF-8 as `\\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -160,7 +184,9 @@ def local_stamp(path: str) -> str:
     """Size and modification time of a local file, of what a link leads to."""
     try:
         facts = os.stat(path)  # noqa: PTH116 - a million times, a Path would double it
-    except OSError:
+    except OSError as error:
+        if is_outage(error):
+            raise
         return MISSING
     return f"{facts.st_size}:{facts.st_mtime}"
 
@@ -184,13 +210,17 @@ def stamps(fs: Any, urls: list[str]) -> Iterator[str]:
     def listed(folder: str) -> dict[str, str]:
         try:
             return {info["name"]: _stamp(info) for info in fs.ls(folder, detail=True)}
-        except OSError:
+        except OSError as error:
+            if is_outage(error):
+                raise
             return {}
 
     def asked(path: str) -> str:
         try:
             return _stamp(fs.info(path))
-        except OSError:
+        except OSError as error:
+            if is_outage(error):
+                raise
             return MISSING
 
     with ThreadPoolExecutor(max_workers=16) as pool:

@@ -100,7 +100,7 @@
         h("p", { class: "aside" }, simulator === overview.fit_check
           ? "How the neurons\u2019 scores are spread, by the explainer\u2019s own concept scores (a fit check, not a simulation). The line marks the mean."
           : ["How the neurons\u2019 scores are spread, simulated by ", text(simulator), ". The line marks the mean."]),
-        h("div", { class: "scroll" }, h("table", {
+        atlas.scroll("Scores by layer", h("table", {
           class: "layers", style: `--ridge:${Math.round(62 / shown.length)}%`,
         },
           h("thead", {}, h("tr", {},

@@ -137,9 +137,9 @@
     const several = new Set(overview.groups.map((group) => group.pooling)).size > 1;
     const body = h("div", { class: "body", role: "rowgroup" });
     const summary = h("p", { class: "found", role: "status" });
-    const head = h("div", { class: "head", role: "row" });
-    const element = h("section", { class: oneLayer ? "neurons one-layer" : "neurons", role: "table", "aria-label": "Neurons" },
-      summary, head, body);
+    const head = h("div", { class: "head", role: "row", "aria-rowindex": 1 });
+    const grid = h("div", { role: "table", "aria-label": "Neurons" }, head, body);
+    const element = h("section", { class: oneLayer ? "neurons one-layer" : "neurons" }, summary, grid);
     const all = overview.groups.reduce((sum, group) =>
       sum + (oneLayer && group.layer !== state.layer ? 0 : group.count), 0);
     let result = { neurons: [] };
@@ -169,7 +169,7 @@
       atlas.browsing = { neurons: result.neurons, places: null, engine: found, title: state.query };
       summary.textContent = count === all ? format.counted(count, "neuron")
         : `${format.count(count)} of ${format.counted(all, "neuron")}`;
-      element.setAttribute("aria-rowcount", count + 1);
+      grid.setAttribute("aria-rowcount", count + 1);
       rowHeight = parseFloat(getComputedStyle(element).getPropertyValue("--row")) || 44;
       body.style.height = `${Math.min(TALLEST, count * rowHeight)}px`;
       drawHead();
