@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )
+    run.add_argument(
+        "--force", action="store_true", help="redo these stages, or all, although they are fresh"
+    )
 
     plan = add("plan", _plan, "What a run would take on this machine; touches nothing.")
     settings(plan)
@@ -159,7 +162,7 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.show import summary_lines
 
     config = load_config(chosen.config, chosen.set)
-    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds)
+    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds, chosen.force)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
 
