@@ -19,7 +19,9 @@ from pipeline.expected import (
     ACTIVATIONS,
     ATLAS,
     BASELINE_SCORES,
+    CALIBRATION,
     COMPARISON,
+    CONCEPT_LISTS,
     CONCEPTS,
     EXPLANATIONS,
     IMAGES,
@@ -147,6 +149,24 @@ def _with_ablations(run: Run) -> pa.Table:
     return scores
 
 
+def _sources_of_concepts(run: Run, plan: Plan) -> dict[str, object]:
+    """Lists that concepts are from, and calibrations that were measured, where there are some."""
+    told: dict[str, object] = {}
+    if any(explainer.lists for explainer in plan.explainers):
+        told["concept_lists"] = {
+            f"{row['explainer']}, {row['list']}": f"{row['added']:,} concepts; {row['source']}; "
+            f"licence: {row['licence']}"
+            for row in run.read(CONCEPT_LISTS).to_pylist()
+        }
+    if any(clip.labels is not None for clip in plan.clips.values()):
+        told["calibration"] = {
+            row["model"]: f"a = {row['slope']:.1f}, b = {row['shift']:.3f}, measured on "
+            f"{row['labels']:,} labels of {row['images']:,} images ({row['figure']})"
+            for row in run.read(CALIBRATION).to_pylist()
+        }
+    return told
+
+
 def _provenance(run: Run, plan: Plan) -> dict[str, object]:
     config = plan.config
     fit = config.fit.resolved
@@ -167,6 +187,7 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
             "quarantined": tables["quarantine"].rows,
         },
         "explainers": {e.name: f"{e.kind}, {len(e.concepts):,} concepts" for e in plan.explainers},
+        **_sources_of_concepts(run, plan),
         "simulators": {s.name: s.model for s in config.simulators},
         "fit": f"{fit.search}, at most {fit.max_length} concepts, length by {fit.length}",
         "fingerprints": {name: entry.fingerprint for name, entry in tables.items()},
