@@ -147,12 +147,22 @@ def test_what_a_calibration_cannot_be_measured_on_is_refused(shared: Path, words
 
 
 def test_a_model_of_a_sigmoid_loss_has_its_own_calibration_and_others_say_so(
-    shared: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Path, words: Path, tmp_path: Path
 ) -> None:
-    plan = prepare(parse_config(sections(shared, words, calibration="own", hierarchy=None), Path()))
+    own = sections(shared, words, calibration="own", hierarchy=None)
+    plan = prepare(parse_config(own, Path.cwd()))
     model: Any = load_clip(f"local-dir:{shared}/models/tinyclip-a").model
     slope = float(torch.exp(model.logit_scale))
     assert plan.clips["clip"].slope == pytest.approx(slope)
-    assert plan.clips["clip"].slope * plan.clips["clip"].shift == pytest.approx(
-        float(model.logit_bias), rel=1e-5
-    )
+    assert slope * plan.clips["clip"].shift == pytest.approx(float(model.logit_bias), rel=1e-5)
+    # The same model as if trained with a softmax, which needs no bias.
+    config = json.loads((shared / "models/tinyclip-a/open_clip_config.json").read_text())
+    del config["model_cfg"]["init_logit_bias"]
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    state = {k: v for k, v in model.state_dict().items() if k != "logit_bias"}
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    for calibration in ("own", "auto"):
+        other = sections(shared, words, calibration=calibration, hierarchy=None)
+        other["concepts"][0]["model"] = f"local-dir:{tmp_path}"
+        with pytest.raises(ConfigError, match=r"no calibration of its own.* calibration: labels"):
+            prepare(parse_config(other, Path.cwd()))
