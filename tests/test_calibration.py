@@ -23,7 +23,7 @@ from pipeline.plan import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run
 
-IMAGES = 320
+IMAGES = 192
 WORDS = ["a dog", "a cat", "water", "long neck"]
 
 
@@ -89,7 +89,7 @@ def test_slope_and_shift_are_the_logistic_regression_on_the_recorded_embeddings(
     odds = np.log(PRIOR / (1 - PRIOR)) - np.log(1 / (len(texts) - 1))
     assert row["slope"] * (row["shift"] - row["labels_shift"]) == pytest.approx(odds, abs=1e-6)
     assert (row["labels"], row["images"]) == (len(texts), len(labels))
-    assert row["match_error"] < 0.1
+    assert row["match_error"] < 0.15
 
 
 def test_concept_scores_are_made_with_it(run: Run, shared: Path) -> None:
@@ -121,7 +121,7 @@ def test_lists_are_told_with_source_and_licence(run: Run, words: Path) -> None:
 def test_another_division_into_shards_gives_the_same_calibration(
     run: Run, shared: Path, words: Path, tmp_path: Path
 ) -> None:
-    other = sections(shared, words) | {"recordings": {"shard_size": 200}}
+    other = sections(shared, words) | {"recordings": {"shard_size": 120}}
     plan = prepare(parse_config(other, Path.cwd()))
     again = Run(tmp_path / "again")
     carry_out(again, plan, ["record"])
