@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )
+    run.add_argument(
+        "--force", action="store_true", help="redo these stages, or all, although they are fresh"
+    )
 
     plan = add("plan", _plan, "What a run would take on this machine; touches nothing.")
     settings(plan)
@@ -115,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     layers.add_argument("--match", nargs="+", metavar="PATTERN", help="only layers that match")
 
+    concepts = add("concepts", _concepts, "Concepts of lists, one a line, and where they are from.")
+    concepts.add_argument("lists", nargs="+", metavar="LIST", help="as in the configuration")
+
     show = add("show", _show, "One neuron in the terminal.")
     show.add_argument("run", metavar="RUN")
     show.add_argument("neuron", metavar="LAYER:NEURON")
@@ -155,7 +162,7 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.show import summary_lines
 
     config = load_config(chosen.config, chosen.set)
-    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds)
+    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds, chosen.force)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
 
@@ -241,6 +248,20 @@ def _layers(chosen: argparse.Namespace) -> int:
         kept = set(match_layers([info.name for info in infos], chosen.match))
         infos = [info for info in infos if info.name in kept]
     print("\n".join(layer_lines(infos)))
+    return 0
+
+
+def _concepts(chosen: argparse.Namespace) -> int:
+    from pipeline.concept_lists import provenance, read_concepts, union
+
+    lists = read_concepts(chosen.lists)
+    print("\n".join(union(lists)))
+    for row in provenance(lists):
+        print(
+            f"{row['list']}: {row['concepts']:,} concepts, {row['added']:,} of them new; "
+            f"{row['source']}; licence: {row['licence']}",
+            file=sys.stderr,
+        )
     return 0
 
 
