@@ -194,6 +194,6 @@ def _table(
     lines = [f"<tr>{cells(row, 'td')}</tr>" for row in rows]
     # What scrolls can be reached by keyboard.
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
         f"<thead><tr>{cells(head, 'th')}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -249,6 +249,7 @@ def test_text_from_outside_is_escaped_on_the_page_and_in_the_metrics() -> None:
     assert page.foreign == []
     assert page.open == []
     assert page.text.count("<script>") >= 12
+    assert "{" not in account_page(nasty()).split("</style>")[1]
     found = samples(metrics_text(nasty()))
     escaped = NASTY.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
     assert found["neuroscribe_neurons", escaped] == 1
