@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.errors import (
-    NeuroscribeError,
-    StoppedEarly,
-    ThresholdError,
-    UsageError,
-)
+from core.errors import NeuroscribeError
+from pipeline.exit_codes import exit_code
+from pipeline.log import say, use_format
 from pipeline.signals import stop_signals
 
 DEMO_OUT, SERVE_PORT = "runs/demo", 8117
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2, 3, 4 or 75, as docs/operations.md says."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    """Run a command and return its exit code: 0, 1, 2, 3, 4 or 75, as docs/operations.md says."""
+    chosen = _parser().parse_args(arguments)
+    use_format(getattr(chosen, "log_format", "text"))
     try:
         with stop_signals():
             code: int = chosen.command(chosen)
         return code
-    except UsageError as error:
-        print(f"neuroscribe: {error}", file=sys.stderr)
-        return 2
-    except ThresholdError as error:
-        print(f"neuroscribe: {error}", file=sys.stderr)
-        return 4
-    except (StoppedEarly, KeyboardInterrupt) as error:
-        print(f"neuroscribe: {error or 'interrupted; run again to resume'}", file=sys.stderr)
-        return 75
-    except NeuroscribeError as error:
-        print(f"neuroscribe: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         return 0
+    except (NeuroscribeError, KeyboardInterrupt) as error:
+        text = str(error) or "interrupted; run again to resume"
+        code = exit_code(error)
+        kind = type(error).__name__
+        say(f"neuroscribe: {text}", "error", level="error", kind=kind, exit_code=code)
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,13 +45,38 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    def logs(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--log-format",
+            choices=["text", "json"],
+            default="text",
+            help="lines on stderr: text, or a JSON object each",
+        )
+
+    def settings(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("config", metavar="CONFIG.yaml")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY.PATH=VALUE",
+            help="a key beside those of the file, its value as in YAML; may be given again",
+        )
+
     run = add("run", _run, "Carry out a configuration; start it again to resume.")
-    run.add_argument("config", metavar="CONFIG.yaml")
+    settings(run)
+    logs(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory or URL")
     run.add_argument("--stage", nargs="+", metavar="NAME", help="only these stages")
     run.add_argument(
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )
+
+    plan = add("plan", _plan, "What a run would take on this machine; touches nothing.")
+    settings(plan)
+    plan.add_argument("--out", metavar="RUN", help="count only what is not fresh there")
+    plan.add_argument("--prices", metavar="FILE", help="a table of machines and prices")
+    plan.add_argument("--json", action="store_true", help="the same as JSON")
 
     refit = add(
         "refit-length", _refit_length, "Choose other lengths in a finished run; no image is read."
@@ -71,10 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         "--by", choices=["tolerance", "one-standard-error", "cross-validation"], help="the rule"
     )
     refit.add_argument("--tolerance", type=float, help="validation correlation to give up")
+    logs(refit)
 
     demo = add("demo", _demo, "Explain a real network on images that the program draws itself.")
     demo.add_argument("--out", default=DEMO_OUT, metavar="RUN", help=f"default: {DEMO_OUT}")
     demo.add_argument("--images", type=int, default=None, help="how many images to draw")
+    logs(demo)
 
     selftest = add(
         "selftest", _selftest, "Explain a network whose explanations are known, and compare."
@@ -111,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("run", metavar="RUN")
     score.add_argument("--explanations", required=True, metavar="FILE", help="CSV or Parquet")
     score.add_argument("--layer", metavar="NAME", help="only this layer's explanations")
+    logs(score)
 
     export = add("export", _export, "Write a run's explanations as CSV files.")
     export.add_argument("run", metavar="RUN")
@@ -136,9 +154,25 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.run import execute
     from pipeline.show import summary_lines
 
-    summary = execute(load_config(chosen.config), chosen.out, chosen.stage, chosen.max_seconds)
+    config = load_config(chosen.config, chosen.set)
+    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from pipeline.config import load_config
+    from pipeline.estimate import estimate
+    from pipeline.estimate_page import estimate_facts, estimate_lines
+    from pipeline.price import read_prices
+
+    prices = read_prices(chosen.prices)
+    found = estimate(load_config(chosen.config, chosen.set), prices, chosen.out)
+    if chosen.json:
+        print(json.dumps(estimate_facts(found), indent=2))
+    else:
+        print("\n".join(estimate_lines(found)))
+    return 0
 
 
 def _refit_length(chosen: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ key. `load_config` returns a `Config` whose paths are absolute; nothing is opene
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,7 +24,9 @@ from pipeline.ablation_config import PREDICTED, AblationConfig
 from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
+from pipeline.settings import with_settings
 from pipeline.target_config import TargetConfig
+from pipeline.urls import refuse_secrets
 
 
 class RecordingsConfig(Strict):
@@ -31,6 +34,9 @@ class RecordingsConfig(Strict):
 
     shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Images per shard: the unit of work, of commit and of resumption."""
+    compile: bool = False
+    """Compile the models' passes (torch.compile): faster by a half or more after a minute or two for
+    each model and recording actor, so that it pays from some ten thousands of images on."""
     max_quarantined: Fraction = 0.05
     """Stop (exit code 4) when more than this share of the images cannot be used."""
     keep: Literal["all", "test"] = "all"
@@ -58,6 +64,9 @@ class AtlasConfig(Strict):
 
     images: bool = True
     """Show images; `false` writes none of them into the atlas."""
+    heat_maps: bool = True
+    """Show where in them the neurons of convolutional layers are active; this runs the target once more,
+    over the images that are shown. Without images there are none."""
 
 
 class RayConfig(Strict):
@@ -104,8 +113,13 @@ class Config(Strict):
         return self
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a YAML configuration; paths in it become absolute.
+
+    Args:
+        path: The file.
+        settings: Keys to set beside those of the file, as `pipeline.settings` says; relative paths
+            in them are taken from the file's folder too.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or has errors, which are listed together.
@@ -122,6 +136,8 @@ def load_config(path: str | Path) -> Config:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
+    if isinstance(data, dict):
+        data = with_settings(data, settings)
     return parse_config(data, base=path.resolve().parent, source=str(path))
 
 
@@ -133,6 +149,7 @@ def parse_config(data: Any, base: Path, source: str = "configuration") -> Config
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: found {type(data).__name__}, expected a mapping of sections")
+    refuse_secrets(data)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

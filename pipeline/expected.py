@@ -21,13 +21,14 @@ CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
 IMPORTANCE, BASELINES, COMPARISON = "importance", "baselines", "comparison"
+BASELINE_SCORES = "baseline_scores"
 ATLAS = "atlas"
 
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 4
-ABLATION_VERSION, BASELINE_VERSION = 1, 1
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 5
+ABLATION_VERSION, BASELINE_VERSION = 1, 2
 
 
 def embeddings_table(name: str) -> str:
@@ -63,6 +64,7 @@ def made_by(table: str) -> str:
         SCORES: "simulate",
         SANITY: "simulate",
         BASELINES: "simulate",
+        BASELINE_SCORES: "simulate",
         COMPARISON: "simulate",
         LOGITS: "ablate",
         ABLATIONS: "ablate",
@@ -97,6 +99,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
         plan: The run's plan.
         dtype: Number format that models run in, `auto` resolved.
     """
+    if plan.config.recordings.compile:
+        dtype = f"{dtype}, compiled"
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
     directed = [
@@ -105,7 +109,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
-        IMAGES: [fingerprint(IMAGES, s.rows) for s in shards],
+        IMAGES: _images(plan),
         ACTIVATIONS: [
             fingerprint(
                 ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
@@ -160,8 +164,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables[SANITY] = fingerprint(SANITY, tables[SCORES])
     if plan.config.simulate.baselines:
         simpler = (BASELINE_VERSION, tables[SCORES], sorted(plan.config.simulate.baselines))
-        tables[BASELINES] = fingerprint(BASELINES, *simpler)
-        tables[COMPARISON] = fingerprint(COMPARISON, *simpler)
+        for name in (BASELINES, BASELINE_SCORES, COMPARISON):
+            tables[name] = fingerprint(name, *simpler)
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
@@ -180,6 +184,16 @@ def _place(store: str | None, table: str, first: str) -> str:
     if store is None or kind in (ACTIVATIONS, LOGITS):
         return table_path(table)
     return f"{store}/{kind}/{first[:16]}"
+
+
+def image_parts(plan: Plan) -> list[str]:
+    """Names of the parts of the images table, which depend on no model."""
+    path = table_path(IMAGES)
+    return [part_name(path, number, part) for number, part in enumerate(_images(plan))]
+
+
+def _images(plan: Plan) -> list[str]:
+    return [fingerprint(IMAGES, shard.rows) for shard in plan.shards]
 
 
 def _ablations(

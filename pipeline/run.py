@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import yaml
 
 from core.errors import ConfigError, close_names
 from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
+from pipeline.account import accounted
 from pipeline.baselines import check_baselines
 from pipeline.concepts import score_concepts
-from pipeline.concepts_config import OWN_SCORE
 from pipeline.config import Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
-from pipeline.expected import (
-    COMPARISON,
-    EXPLANATIONS,
-    IMAGES,
-    PATHS,
-    QUARANTINE,
-    REPLACEMENTS,
-    SCORES,
-    STAGES,
-    SYNONYMS,
-    Expected,
-    expect,
-)
-from pipeline.fit import count_statuses, fit
+from pipeline.expected import PATHS, STAGES, SYNONYMS, Expected, expect, image_parts
+from pipeline.fit import fit
 from pipeline.lock import RunLock, locked
+from pipeline.log import say
 from pipeline.moments import gather_moments
+from pipeline.outcome import Summary, summarise
 from pipeline.plan import Plan, prepare
 from pipeline.record import record, resolved_dtype
 from pipeline.report import report
@@ -43,51 +30,6 @@ from pipeline.rundir import Run
 from pipeline.sharpen import sharpen
 from pipeline.signals import stop_signals, time_limit
 from pipeline.simulate import simulate
-
-#: Exit codes of the command line.
-DONE, USAGE, DONE_WITH_FAILURES, ABOVE_THRESHOLD, STOPPED = 0, 2, 3, 4, 75
-
-
-@dataclass(frozen=True)
-class MeanScore:
-    """Mean test correlation of the chosen explanations of one layer."""
-
-    layer: str
-    pooling: str
-    explainer: str
-    simulator: str
-    neurons: int
-    """Neurons with a score."""
-    total: int
-    """Neurons of the layer; a score is undefined where a neuron is not `ok`, or where it or its
-    prediction does not vary on test images."""
-    length: float
-    correlation: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run has come to."""
-
-    url: str
-    images: int
-    quarantined: int
-    neurons: dict[str, int]
-    means: list[MeanScore] = field(default_factory=list)
-    atlas: str | None = None
-    seconds: float = 0.0
-    comparison: pa.Table | None = None
-    """Linear explanations beside simpler ones, where the configuration asks for some."""
-    confidence: float = 0.95
-    """Of the comparison's intervals."""
-    replacements: pa.Table | None = None
-    """The network with whole layers replaced, where the configuration asks for it."""
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 where an image was quarantined or a neuron failed."""
-        failed = self.quarantined or self.neurons.get("failed", 0)
-        return DONE_WITH_FAILURES if failed else DONE
 
 
 def execute(
@@ -127,8 +69,8 @@ def execute(
     plan = prepare(config)
     refuse_impossible_ablation(plan)
     check_baselines(config.simulate.baselines, config.recordings.keep)
-    print(plan_line(plan), file=sys.stderr, flush=True)
-    with locked(run.folder):
+    say(plan_line(plan), "plan", images=plan.index.rows.num_rows, neurons=plan.target.neurons)
+    with locked(run.folder) as lock, accounted(run, image_parts(plan), lock.renew):
         run.folder.write("run.yaml", resolved_yaml(config).encode())
         with engine(config.ray), stop_signals(), time_limit(until):
             carry_out(run, plan, stages or STAGES)
@@ -214,55 +156,3 @@ def resolved_yaml(config: Config) -> str:
     """The whole configuration with its defaults; it holds no secret, since no key takes one."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
-
-
-def summarise(run: Run, seconds: float = 0.0, confidence: float = 0.95) -> Summary:
-    """What the tables of a run say so far."""
-    tables = run.tables()
-    return Summary(
-        url=run.folder.url,
-        images=tables[IMAGES].rows if IMAGES in tables else 0,
-        quarantined=tables[QUARANTINE].rows if QUARANTINE in tables else 0,
-        neurons=count_statuses(run) if EXPLANATIONS in tables else {},
-        means=mean_scores(run) if SCORES in tables else [],
-        atlas=run.folder.path(tables["atlas"].path) if "atlas" in tables else None,
-        seconds=seconds,
-        comparison=run.read(COMPARISON) if COMPARISON in tables else None,
-        confidence=confidence,
-        replacements=run.read(REPLACEMENTS) if REPLACEMENTS in tables else None,
-    )
-
-
-def mean_scores(run: Run) -> list[MeanScore]:
-    """Mean test correlation of chosen explanations, by layer, explainer and simulator."""
-    scores = run.read(SCORES)
-    scores = scores.filter(scores["chosen"])
-    keys = ["layer", "pooling", "explainer", "simulator"]
-    means = scores.group_by(keys, use_threads=False).aggregate(
-        [("correlation", "mean"), ("length", "mean"), ("correlation", "count"), ("neuron", "count")]
-    )
-    rows = [
-        MeanScore(
-            row["layer"],
-            row["pooling"],
-            row["explainer"],
-            row["simulator"],
-            row["correlation_count"],
-            row["neuron_count"],
-            row["length_mean"],
-            row["correlation_mean"],
-        )
-        for row in means.to_pylist()
-        if row["correlation_count"]
-    ]
-    layers = {row.layer: number for number, row in reversed(list(enumerate(rows)))}
-    return sorted(
-        rows,
-        key=lambda r: (
-            r.explainer,
-            r.simulator != OWN_SCORE,
-            r.simulator,
-            layers[r.layer],
-            r.pooling,
-        ),
-    )

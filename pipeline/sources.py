@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from core.errors import SourceError, close_names
+from core.errors import SourceError, StoppedEarly, close_names
 from core.splits import split_of
 from pipeline.images_config import ImagesConfig, SplitConfig
+from pipeline.outages import is_outage, patiently
 from pipeline.sources_parquet import (
     PARQUET_SUFFIX,
     DamagedRowGroup,
@@ -33,6 +34,7 @@ from pipeline.sources_parquet import (
 )
 from pipeline.sources_webdataset import IMAGE_SUFFIXES, tar_samples
 from pipeline.storage import filesystem
+from pipeline.urls import refuse_secret
 
 MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
 
@@ -78,7 +80,12 @@ def read_index(config: ImagesConfig) -> ImageIndex:
 
     Raises:
         SourceError: The path is missing, holds no image, or its labels or splits cannot be read.
+        StoppedEarly: The storage does not answer.
     """
+    return patiently(lambda: _list_images(config), config.path)
+
+
+def _list_images(config: ImagesConfig) -> ImageIndex:
     fs, root = filesystem(config.path)
     if not _has_magic(root) and not fs.exists(root):
         raise SourceError(
@@ -128,6 +135,7 @@ def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
 
     Raises:
         OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
+        StoppedEarly: The storage does not answer, or more is gone than this file.
     """
     if row["length"] == PARQUET_ROW:
         if rows is None:
@@ -139,8 +147,11 @@ def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
         read = partial(_read, fs, path, row["offset"], row["length"])
     for wait in (*RETRY_SECONDS, None):
         try:
-            return read()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, DamagedRowGroup):
+            return patiently(read, row["url"])
+        except (FileNotFoundError, PermissionError) as error:
+            _refuse_if_more_is_gone(row, error)
+            raise
+        except (IsADirectoryError, DamagedRowGroup):
             raise
         except OSError:
             if wait is None:
@@ -157,6 +168,27 @@ def _read(fs: Any, path: str, offset: int, length: int) -> bytes:
     if len(data) != length:
         raise OSError(f"{len(data)} bytes where {length} were listed")
     return data
+
+
+def _refuse_if_more_is_gone(row: Mapping[str, Any], error: OSError) -> None:
+    """Stop where not one image is gone, but what holds many: a bucket, a disk, a tar, the right to read.
+
+    A file that was gone when it was listed says nothing of that.
+    """
+    if row["stamp"] == GONE:
+        return
+    in_table = row["length"] == PARQUET_ROW
+    fs, path = filesystem(row["url"].rpartition("#")[0] if in_table else row["url"])
+    holder = path.rpartition("/")[0] if row["length"] == WHOLE_FILE else path
+    try:
+        there = patiently(lambda: fs.exists(holder), holder)
+    except PermissionError:
+        there = False
+    if not there:
+        raise StoppedEarly(
+            f"{holder!r} was there when the images were listed and cannot be read now "
+            f"({type(error).__name__}); run again to resume when it is back"
+        ) from error
 
 
 def _has_magic(path: str) -> bool:
@@ -193,6 +225,10 @@ def _stamp(info: Mapping[str, Any]) -> str:
     """What is known of a file's content without reading it."""
     known = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
     return f"{info.get('size')}:{known}"
+
+
+#: The stamp of a file that was gone when it was listed.
+GONE = _stamp({"size": "missing"})
 
 
 _Listing = tuple[dict[str, list[Any]], pa.Table]
@@ -314,6 +350,8 @@ def _list_manifest(fs: Any, root: str, files: dict[str, Any], config: ImagesConf
                 f"{', '.join(map(repr, table.column_names[:20]))}{close_names(column, table.column_names)}"
             )
     paths = [str(p) for p in table["path"].to_pylist()]
+    for path in paths:
+        refuse_secret(path, f"an image in manifest {config.path!r}")
     labels = table[config.label].to_pylist() if config.label else [None] * len(paths)
     folder = next(iter(sorted(files))).rpartition("/")[0]
     columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
@@ -330,7 +368,9 @@ def _infos(fs: Any, urls: list[str]) -> Iterator[Mapping[str, Any]]:
     def info(url: str) -> Mapping[str, Any]:
         try:
             facts: Mapping[str, Any] = fs.info(fs._strip_protocol(url))
-        except OSError:
+        except OSError as error:
+            if is_outage(error):
+                raise
             return {"size": "missing"}
         return facts
 

@@ -4,7 +4,8 @@ Names are relative to the folder. A full path or URL may stand in the place of a
 elsewhere, as those of a store that runs share do.
 
 A local file is written under a temporary name and renamed; object stores make an upload visible
-only when it is complete, so there the final name is written directly.
+only when it is complete, so there the final name is written directly. A storage that does not answer is
+waited for (`pipeline.outages`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,21 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from core.errors import ConfigError
+from pipeline.outages import patiently, writing
+from pipeline.urls import refuse_secret
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path within it.
 
     Raises:
-        ConfigError: fsspec knows no such protocol, or the package for it is not installed.
+        ConfigError: fsspec knows no such protocol, the package for it is not installed, or the URL
+            carries a password or signature.
     """
+    refuse_secret(url, "what is to be opened")
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        # What is there is asked anew each time: other processes write as well.
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise ConfigError(
             f"{url!r} cannot be opened: {error}; use a local path, or a URL whose fsspec package is "
@@ -70,20 +76,32 @@ class Folder:
             return filesystem(name)
         return self._fs, f"{self._root.rstrip('/')}/{name}" if name else self._root
 
+    def _patiently(self, name: str, action: Callable[[Any, str], Any]) -> Any:
+        """Do something with a file system and a path on it, again while it does not answer."""
+        return patiently(lambda: action(*self._at(name)), self.path(name))
+
+    def _info(self, name: str) -> dict[str, Any] | None:
+        """Facts about a file or folder, or None where there is none."""
+        try:
+            # Not `exists`: some file systems answer no when they cannot be reached.
+            found: dict[str, Any] = self._patiently(name, lambda fs, path: fs.info(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
+
     def is_file(self) -> bool:
         """Whether a file stands where the folder would be."""
-        return bool(self._fs.isfile(self._root))
+        facts = self._info("")
+        return facts is not None and facts["type"] == "file"
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of this name is there."""
-        fs, path = self._at(name)
-        return bool(fs.exists(path))
+        return self._info(name) is not None
 
     def names(self, name: str = "") -> list[str]:
         """Names of the files directly in a sub-folder, sorted; empty where there is none."""
-        fs, path = self._at(name)
         try:
-            found = fs.ls(path, detail=False, refresh=True)
+            found = self._patiently(name, lambda fs, path: fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
@@ -91,8 +109,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        fs, path = self._at(name)
-        data: bytes = fs.cat_file(path)
+        data: bytes = self._patiently(name, lambda fs, path: fs.cat_file(path))
         return data
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -100,8 +117,13 @@ class Folder:
 
         A durable local file outlives a power failure once this returns; that costs milliseconds
         each, so that thousands of small files that can be made again do without.
+
+        Raises:
+            StoppedEarly: The storage is full, or does not answer for long.
         """
-        fs, path = self._at(name)
+        writing(lambda: self._write(*self._at(name), data, durable), self.path(name))
+
+    def _write(self, fs: Any, path: str, data: bytes, durable: bool) -> None:
         if not isinstance(fs, LocalFileSystem):
             fs.pipe_file(path, data)
             return
@@ -114,10 +136,15 @@ class Folder:
 
         Of several writers at once one alone succeeds on a local disk and on object stores that can
         create exclusively; on others the last one does.
+
+        Raises:
+            StoppedEarly: The storage is full, or does not answer for long.
         """
-        fs, path = self._at(name)
-        if fs.exists(path):
+        if self.exists(name):
             return False
+        return writing(lambda: self._create(*self._at(name), data), self.path(name))
+
+    def _create(self, fs: Any, path: str, data: bytes) -> bool:
         if not isinstance(fs, LocalFileSystem):
             try:
                 fs.pipe_file(path, data, mode="create")
@@ -141,24 +168,30 @@ class Folder:
         if not (isinstance(fs, LocalFileSystem) and isinstance(other, LocalFileSystem)):
             self.write(name, self.read(source))
             return
-        with _partial(Path(path)) as partial:
-            try:
-                os.link(there, partial)
-            except OSError:
-                shutil.copyfile(there, partial)
-            partial.replace(path)
+
+        def link() -> None:
+            with _partial(Path(path)) as partial:
+                try:
+                    os.link(there, partial)
+                except OSError:
+                    shutil.copyfile(there, partial)
+                partial.replace(path)
+
+        writing(link, self.path(name))
 
     def delete(self, name: str) -> None:
         """Delete one file that this program made; it is no error if it is gone already."""
-        fs, path = self._at(name)
         try:
-            fs.rm_file(path)
+            self._patiently(name, lambda fs, path: fs.rm_file(path))
         except FileNotFoundError:
             return
 
     def read_json(self, name: str) -> Any:
         """A JSON file, or None where there is none."""
-        return json.loads(self.read(name)) if self.exists(name) else None
+        try:
+            return json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write JSON, keys in the order given."""
@@ -166,9 +199,12 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file; only the columns asked for are fetched."""
-        fs, path = self._at(name)
-        with fs.open(path, "rb") as file:
-            return pq.read_table(file, columns=columns)
+
+        def read(fs: Any, path: str) -> pa.Table:
+            with fs.open(path, "rb") as file:
+                return pq.read_table(file, columns=columns)
+
+        return self._patiently(name, read)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int = 4096) -> int:
         """Write one Parquet file and return its bytes."""
@@ -178,12 +214,13 @@ class Folder:
 
     def read_arrays(self, name: str, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of an uncompressed npz file whose names begin with `prefix`."""
-        fs, path = self._at(name)
-        with (
-            fs.open(path, "rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
+
+        def read(fs: Any, path: str) -> dict[str, np.ndarray]:
+            with fs.open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files if key.startswith(prefix)}
+
+        found: dict[str, np.ndarray] = self._patiently(name, read)
+        return found
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> int:
         """Write arrays as an uncompressed npz file and return its bytes."""

@@ -9,7 +9,9 @@ worker is recorded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,9 @@ from pipeline.storage import Folder
 
 #: Shards whose rows of the images table one task writes.
 LANE = 64
+
+#: Small files that are read at once.
+READERS = 16
 
 
 def record_tables(
@@ -103,7 +108,8 @@ def read_quarantine(run: Run, expected: Expected) -> pa.Table:
     lacking = set(missing_parts(run, QUARANTINE, expected))
     names = [n for number, n in enumerate(expected.parts[QUARANTINE]) if number not in lacking]
     schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
-    parts = (run.folder.read_table(name).cast(schema) for name in names)
+    with ThreadPoolExecutor(READERS) as pool:  # of a million images there are thousands of parts
+        parts = [part.cast(schema) for part in pool.map(run.folder.read_table, names)]
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
@@ -167,6 +173,7 @@ def _stream(
                 "workers": workers,
                 "dtype": dtype,
                 "batch_size": plan.config.target.batch_size,
+                "compiled": plan.config.recordings.compile,
                 "keep": keep,
             },
             compute=ray.data.ActorPoolStrategy(size=min(workers.actors, len(todo))),
@@ -176,12 +183,13 @@ def _stream(
             num_cpus=1,
         )
     )
-    for row in _reported(stages):
-        count(facts, row)
-        bad += row["quarantined"] if row["shard"] in lacked else 0
-        refuse_above(run, plan, bad)
-        shard = plan.shards[row["shard"]]
-        progress.advance(shard.stop - shard.start)
+    with closing(_reported(stages)) as told:  # a stream that is left early ends here, not later
+        for row in told:
+            count(facts, row)
+            bad += row["quarantined"] if row["shard"] in lacked else 0
+            refuse_above(run, plan, bad)
+            shard = plan.shards[row["shard"]]
+            progress.advance(shard.stop - shard.start)
     progress.close(f"{bad:,} quarantined" if bad else "")
 
 
@@ -237,7 +245,7 @@ def _view_bytes(view: View) -> int:
     return int(np.prod(view.shape)) * (4 if view.whole else 1)
 
 
-def _reported(dataset: Any) -> Iterable[dict[str, Any]]:
+def _reported(dataset: Any) -> Generator[dict[str, Any]]:
     """The rows that the actors report, with errors of our own as they were raised."""
     try:
         yield from dataset.iter_rows()

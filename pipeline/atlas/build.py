@@ -8,6 +8,7 @@ file                                   holds
 ``data/overview.js``                   the network at a glance (`pipeline.atlas.overview`)
 ``data/index/<explainer>.js``          the table of neurons (`pipeline.atlas.index`)
 ``data/neurons/<group>/<number>.js``   64 neurons in detail (`pipeline.atlas.details`)
+``data/maps/<group>/<number>.js``      where in pictures the same 64 are active (`.maps`)
 ``data/concepts/<e>/<level>/<n>.js``   concept scores on the shared sample (`.samples`)
 ``data/images/<number>.js``            names, splits and labels of images (`.samples`)
 ``thumbs/<xx>/<row>.jpg``              small pictures; ``xx`` is row modulo 256, in hex
@@ -33,7 +34,10 @@ from pipeline.atlas.data import AtlasData
 from pipeline.atlas.details import neuron_shards
 from pipeline.atlas.encode import script
 from pipeline.atlas.index import index_shard
+from pipeline.atlas.maps import put_maps
+from pipeline.atlas.others import Others
 from pipeline.atlas.overview import overview_of
+from pipeline.atlas.predictions import Predictions
 from pipeline.atlas.samples import concept_shards, image_shards, sample_rows, spread_rows
 
 STYLE = "atlas.css"
@@ -51,7 +55,11 @@ SCRIPTS = (
     "overview.js",
     "table.js",
     "terms.js",
+    "area.js",
+    "failures.js",
+    "others.js",
     "explanation.js",
+    "pictures.js",
     "neuron.js",
     "app.js",
 )
@@ -88,20 +96,27 @@ def build_atlas(data: AtlasData, write: Write) -> None:
     bands = bands_for(len(split))
     sample = sample_rows(split)
 
+    predictions = Predictions(data, catalogue, split)
+    others = Others(data.others, catalogue)
+
+    def put_shard(key: str, value: object) -> None:
+        put(f"data/{key}.js", script(key, value))
+
     shown = np.zeros(len(split), bool)
     shown[sample] = True
+    shown_by: list[list[np.ndarray]] = []
     for number, group in enumerate(catalogue.groups):
         activations = _activations(data, group)
-        shards = neuron_shards(group, activations, catalogue, bands, sample)
+        shown_by.append([])
+        shards = neuron_shards(group, activations, catalogue, bands, sample, predictions, others)
         for shard, (value, rows) in enumerate(shards):
-            shown[rows] = True
-            key = f"neurons/{number}/{shard}"
-            put(f"data/{key}.js", script(key, value))
+            shown[np.concatenate(rows)] = True
+            shown_by[-1] += rows
+            put_shard(f"neurons/{number}/{shard}", value)
     _write_shared(data, catalogue, np.flatnonzero(shown), sample, split, names, put)
-    put(
-        "data/overview.js",
-        script("overview", overview_of(data, catalogue, bands, sample, sizes)),
-    )
+    maps = data.heat_maps and put_maps(data.heat_maps, catalogue.groups, shown_by, put_shard)
+    about = overview_of(data, catalogue, bands, sample, sizes)
+    put_shard("overview", about | {"tests": len(predictions.rows), "maps": maps})
     _write_page(data.title, put, digest.hexdigest)
 
 
