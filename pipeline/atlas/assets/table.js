@@ -30,6 +30,7 @@
     const controls = filters(overview, state, fixed, () => { save(state, fixed, overview); table.update(); });
     main.replaceChildren(heading(overview, fixed), controls, table.element);
     table.update();
+    setTimeout(() => found.prepare(), 100); // once the rows are painted
   };
 
   function heading(overview, fixed) {
