@@ -21,7 +21,7 @@ import scipy.sparse
 import torch
 from jaxtyping import Float
 from scipy.special import ndtri
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from actors.clip import load_clip
 from actors.decode import Decoder

@@ -260,7 +260,8 @@ def table_of(rows: Iterator[tuple[str, str, str]]) -> pa.Table:
 def _walk(root: str) -> Iterator[str]:
     """Paths of all files under a local folder; each folder is entered once, so that links end."""
     entered: set[tuple[int, int]] = set()
-    waiting, linked = [root], []
+    waiting: list[str] = [root]
+    linked: list[str] = []
     while waiting or linked:
         # Folders behind links come last, in order: what they are called must not depend on the disk.
         linked.sort(reverse=True)
