@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("run_b", metavar="RUN_B")
     diff.add_argument("--limit", type=int, default=20, help="neurons to list; default: 20")
     diff.add_argument("--out", metavar="FILE", help="write the whole table there, as Parquet")
+    diff.add_argument("--atlas", metavar="FOLDER", help="write a page there, with links to atlases")
 
     serve = add("serve", _serve, "The atlas on loopback, until Ctrl-C.")
     serve.add_argument("run", metavar="RUN")
@@ -299,8 +300,10 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _diff(chosen: argparse.Namespace) -> int:
+    from pipeline.atlas.compare import build_comparison
     from pipeline.diff import diff_lines, diff_runs, table_place
     from pipeline.rundir import Run
+    from pipeline.storage import Folder
 
     out = table_place(chosen.out) if chosen.out else None
     diff = diff_runs(Run.open(chosen.run_a), Run.open(chosen.run_b))
@@ -309,6 +312,10 @@ def _diff(chosen: argparse.Namespace) -> int:
         folder, name = out
         folder.write_table(name, diff.table)
         print(f"\nTable: {folder.path(name)}")
+    if chosen.atlas is not None:
+        page = Folder(chosen.atlas)
+        build_comparison(diff, page.url, lambda name, content: page.write(name, content))
+        print(f"\nPage: {page.path('index.html')}")
     return 0
 
 

@@ -7,6 +7,7 @@ costs its shard and another simulator its own pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.ablation_config import PREDICTED
@@ -204,7 +205,7 @@ def _images(plan: Plan) -> list[str]:
 
 
 def _ablations(
-    plan: Plan, tables: dict[str, str], simulators: list[list[object]]
+    plan: Plan, tables: dict[str, str], simulators: Sequence[Sequence[object]]
 ) -> dict[str, str]:
     """Fingerprints of the tables of ablation, where there is one."""
     settings = plan.config.ablation

@@ -182,7 +182,8 @@ class ImageScores:
         found = pc.index_in(wanted, value_set=stretch)
         if found.null_count:
             self._refuse(wanted.filter(pc.is_null(found)))
-        return self._scores[self._rows[found.to_numpy() + first]]
+        scores: np.ndarray = self._scores[self._rows[found.to_numpy() + first]]
+        return scores
 
     def refuse_missing(self, image_ids: pa.ChunkedArray) -> None:
         """Refuse images that are not listed.

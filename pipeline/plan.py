@@ -28,7 +28,7 @@ from core.directions import Directions
 from core.errors import ConfigError, LayerError, RecordingError, SourceError, close_names
 from core.labels import Hierarchy
 from pipeline.concept_lists import read_concepts, read_hierarchy
-from pipeline.concepts_config import Calibration
+from pipeline.concepts_config import Calibration, ConceptsConfig, SimulatorConfig
 from pipeline.config import Config
 from pipeline.explainers import ExplainerPlan, plan_explainer
 from pipeline.fingerprints import fingerprint, fingerprint_table
@@ -176,7 +176,8 @@ def prepare(config: Config) -> Plan:
         name: _plan_clip(name, model, calibration, config.base)
         for name, (model, calibration) in models.items()
     }
-    for one in (*config.concepts, *config.simulators):
+    named: list[ConceptsConfig | SimulatorConfig] = [*config.concepts, *config.simulators]
+    for one in named:
         if one.calibration == "labels":
             known = read_hierarchy(one.hierarchy) if one.hierarchy else None
             labels = _label_texts(one.name, index, known)
