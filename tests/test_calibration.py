@@ -16,9 +16,7 @@ from actors.clip import load_clip
 from core.calibration import PRIOR
 from core.concept_scores import sigmoid_scores
 from core.errors import ConfigError
-from pipeline.calibration import calibrated
 from pipeline.config import parse_config
-from pipeline.expected import expect
 from pipeline.plan import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run
@@ -116,22 +114,6 @@ def test_lists_are_told_with_source_and_licence(run: Run, words: Path) -> None:
     assert hierarchy["list"].startswith("hierarchy:")
     assert own["added"] + hierarchy["added"] == run.tables()["concepts"].rows
     assert own["digest"] != hierarchy["digest"]
-
-
-def test_another_division_into_shards_gives_the_same_calibration(
-    run: Run, shared: Path, words: Path, tmp_path: Path
-) -> None:
-    other = sections(shared, words) | {"recordings": {"shard_size": 120}}
-    plan = prepare(parse_config(other, Path.cwd()))
-    again = Run(tmp_path / "again")
-    carry_out(again, plan, ["record"])
-    measured = calibrated(again, plan, expect(plan, "float32"))
-    (row,) = run.read("calibration").to_pylist()
-    assert again.read("calibration").to_pylist() == [row]
-    assert (measured.clips["clip"].slope, measured.clips["clip"].shift) == (
-        row["slope"],
-        row["shift"],
-    )
 
 
 def test_what_a_calibration_cannot_be_measured_on_is_refused(shared: Path, words: Path) -> None:
