@@ -109,6 +109,9 @@ class LayerTap:
             stop_early: Leave the pass once every layer has been seen. Only for layers that are
                 known to run once in a pass, since a second call would go unnoticed.
         """
+        if torch.compiler.is_compiling():
+            self.module(batch)
+            return self.collect()
         self._stop_after_all = stop_early
         try:
             self.module(batch)
@@ -128,22 +131,24 @@ class LayerTap:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {name!r} gives {type(output).__name__}, expected a tensor")
-            tensor = channels_first(part, tensor)
-            self._pooled[name] = {
-                (name, pooling): _pool_apart(tensor, pooling)
-                for pooling in self.layers.get(name, ())
-            } | {
-                (some.name, pooling): some.directions.pooled(
-                    tensor, pooling, by_token=some.by_token
-                )
-                for some in self.directions
-                if some.layer == name
-                for pooling in some.poolings
-            }
+            self._pooled[name] = self._kept(name, part, tensor)
             if self._stop_after_all and len(self._pooled) == len(self._taps):
                 raise _AllSeen
 
         return hook
+
+    def _kept(self, name: str, part: nn.Module, output: Tensor) -> dict[tuple[str, str], Tensor]:
+        """What is kept of a layer's output, by layer or directions and pooling; it shares no memory
+        with the output."""
+        output = channels_first(part, output)
+        return {
+            (name, pooling): _pool_apart(output, pooling) for pooling in self.layers.get(name, ())
+        } | {
+            (some.name, pooling): some.directions.pooled(output, pooling, by_token=some.by_token)
+            for some in self.directions
+            if some.layer == name
+            for pooling in some.poolings
+        }
 
 
 class _AllSeen(Exception):
@@ -197,5 +202,7 @@ def channels_first(module: nn.Module, tensor: Tensor) -> Tensor:
 def _pool_apart(tensor: Tensor, pooling: str) -> Tensor:
     """Pool, and make sure that the result shares no memory with the layer's output."""
     pooled = pool(tensor, pooling)
+    if torch.compiler.is_compiling():  # storage is not known before the network runs
+        return pooled.clone()
     shared = pooled.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     return pooled.clone() if shared else pooled

@@ -8,39 +8,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.errors import (
-    NeuroscribeError,
-    StoppedEarly,
-    ThresholdError,
-    UsageError,
-)
+from core.errors import NeuroscribeError
+from pipeline.exit_codes import exit_code
+from pipeline.log import say, use_format
 from pipeline.signals import stop_signals
 
-DEMO_OUT = "runs/demo"
+DEMO_OUT, SERVE_PORT = "runs/demo", 8117
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2, 3, 4 or 75, as docs/operations.md says."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    """Run a command and return its exit code: 0, 1, 2, 3, 4 or 75, as docs/operations.md says."""
+    chosen = _parser().parse_args(arguments)
+    use_format(getattr(chosen, "log_format", "text"))
     try:
         with stop_signals():
             code: int = chosen.command(chosen)
         return code
-    except UsageError as error:
-        print(f"neuroscribe: {error}", file=sys.stderr)
-        return 2
-    except ThresholdError as error:
-        print(f"neuroscribe: {error}", file=sys.stderr)
-        return 4
-    except (StoppedEarly, KeyboardInterrupt) as error:
-        print(f"neuroscribe: {error or 'interrupted; run again to resume'}", file=sys.stderr)
-        return 75
-    except NeuroscribeError as error:
-        print(f"neuroscribe: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         return 0
+    except (NeuroscribeError, KeyboardInterrupt) as error:
+        text = str(error) or "interrupted; run again to resume"
+        code = exit_code(error)
+        kind = type(error).__name__
+        say(f"neuroscribe: {text}", "error", level="error", kind=kind, exit_code=code)
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,13 +46,41 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    def logs(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--log-format",
+            choices=["text", "json"],
+            default="text",
+            help="lines on stderr: text, or a JSON object each",
+        )
+
+    def settings(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("config", metavar="CONFIG.yaml")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY.PATH=VALUE",
+            help="a key beside those of the file, its value as in YAML; may be given again",
+        )
+
     run = add("run", _run, "Carry out a configuration; start it again to resume.")
-    run.add_argument("config", metavar="CONFIG.yaml")
+    settings(run)
+    logs(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory or URL")
     run.add_argument("--stage", nargs="+", metavar="NAME", help="only these stages")
     run.add_argument(
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )
+    run.add_argument(
+        "--force", action="store_true", help="redo these stages, or all, although they are fresh"
+    )
+
+    plan = add("plan", _plan, "What a run would take on this machine; touches nothing.")
+    settings(plan)
+    plan.add_argument("--out", metavar="RUN", help="count only what is not fresh there")
+    plan.add_argument("--prices", metavar="FILE", help="a table of machines and prices")
+    plan.add_argument("--json", action="store_true", help="the same as JSON")
 
     refit = add(
         "refit-length", _refit_length, "Choose other lengths in a finished run; no image is read."
@@ -71,10 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         "--by", choices=["tolerance", "one-standard-error", "cross-validation"], help="the rule"
     )
     refit.add_argument("--tolerance", type=float, help="validation correlation to give up")
+    logs(refit)
 
     demo = add("demo", _demo, "Explain a real network on images that the program draws itself.")
     demo.add_argument("--out", default=DEMO_OUT, metavar="RUN", help=f"default: {DEMO_OUT}")
     demo.add_argument("--images", type=int, default=None, help="how many images to draw")
+    logs(demo)
 
     selftest = add(
         "selftest", _selftest, "Explain a network whose explanations are known, and compare."
@@ -98,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     layers.add_argument("--match", nargs="+", metavar="PATTERN", help="only layers that match")
 
+    concepts = add("concepts", _concepts, "Concepts of lists, one a line, and where they are from.")
+    concepts.add_argument("lists", nargs="+", metavar="LIST", help="as in the configuration")
+
     show = add("show", _show, "One neuron in the terminal.")
     show.add_argument("run", metavar="RUN")
     show.add_argument("neuron", metavar="LAYER:NEURON")
@@ -111,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("run", metavar="RUN")
     score.add_argument("--explanations", required=True, metavar="FILE", help="CSV or Parquet")
     score.add_argument("--layer", metavar="NAME", help="only this layer's explanations")
+    logs(score)
 
     export = add("export", _export, "Write a run's explanations as CSV files.")
     export.add_argument("run", metavar="RUN")
@@ -122,6 +147,13 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("run_b", metavar="RUN_B")
     diff.add_argument("--limit", type=int, default=20, help="neurons to list; default: 20")
     diff.add_argument("--out", metavar="FILE", help="write the whole table there, as Parquet")
+    diff.add_argument("--atlas", metavar="FOLDER", help="write a page there, with links to atlases")
+
+    serve = add("serve", _serve, "The atlas on loopback, until Ctrl-C.")
+    serve.add_argument("run", metavar="RUN")
+    serve.add_argument(
+        "--port", type=int, default=SERVE_PORT, help=f"default: {SERVE_PORT}; 0 takes a free one"
+    )
     return parser
 
 
@@ -130,9 +162,25 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.run import execute
     from pipeline.show import summary_lines
 
-    summary = execute(load_config(chosen.config), chosen.out, chosen.stage, chosen.max_seconds)
+    config = load_config(chosen.config, chosen.set)
+    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds, chosen.force)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from pipeline.config import load_config
+    from pipeline.estimate import estimate
+    from pipeline.estimate_page import estimate_facts, estimate_lines
+    from pipeline.price import read_prices
+
+    prices = read_prices(chosen.prices)
+    found = estimate(load_config(chosen.config, chosen.set), prices, chosen.out)
+    if chosen.json:
+        print(json.dumps(estimate_facts(found), indent=2))
+    else:
+        print("\n".join(estimate_lines(found)))
+    return 0
 
 
 def _refit_length(chosen: argparse.Namespace) -> int:
@@ -204,6 +252,20 @@ def _layers(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _concepts(chosen: argparse.Namespace) -> int:
+    from pipeline.concept_lists import provenance, read_concepts, union
+
+    lists = read_concepts(chosen.lists)
+    print("\n".join(union(lists)))
+    for row in provenance(lists):
+        print(
+            f"{row['list']}: {row['concepts']:,} concepts, {row['added']:,} of them new; "
+            f"{row['source']}; licence: {row['licence']}",
+            file=sys.stderr,
+        )
+    return 0
+
+
 def _show(chosen: argparse.Namespace) -> int:
     from pipeline.rundir import Run
     from pipeline.show import neuron_lines
@@ -238,8 +300,10 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _diff(chosen: argparse.Namespace) -> int:
+    from pipeline.atlas.compare import build_comparison
     from pipeline.diff import diff_lines, diff_runs, table_place
     from pipeline.rundir import Run
+    from pipeline.storage import Folder
 
     out = table_place(chosen.out) if chosen.out else None
     diff = diff_runs(Run.open(chosen.run_a), Run.open(chosen.run_b))
@@ -248,4 +312,16 @@ def _diff(chosen: argparse.Namespace) -> int:
         folder, name = out
         folder.write_table(name, diff.table)
         print(f"\nTable: {folder.path(name)}")
+    if chosen.atlas is not None:
+        page = Folder(chosen.atlas)
+        build_comparison(diff, page.url, lambda name, content: page.write(name, content))
+        print(f"\nPage: {page.path('index.html')}")
+    return 0
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from pipeline.rundir import Run
+    from pipeline.serve import serve
+
+    serve(Run.open(chosen.run), chosen.port)
     return 0

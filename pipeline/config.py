@@ -6,6 +6,7 @@ key. `load_config` returns a `Config` whose paths are absolute; nothing is opene
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,9 +21,11 @@ from pydantic import (
 
 from core.errors import ConfigError, close_names
 from pipeline.ablation_config import PREDICTED, AblationConfig
+from pipeline.concept_lists import HIERARCHY, is_file
 from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
+from pipeline.settings import with_settings
 from pipeline.target_config import TargetConfig
 from pipeline.urls import refuse_secrets
 
@@ -32,6 +35,9 @@ class RecordingsConfig(Strict):
 
     shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Images per shard: the unit of work, of commit and of resumption."""
+    compile: bool = False
+    """Compile the models' passes (torch.compile): faster by a half or more after a minute or two for
+    each model and recording actor, so that it pays from some ten thousands of images on."""
     max_quarantined: Fraction = 0.05
     """Stop (exit code 4) when more than this share of the images cannot be used."""
     keep: Literal["all", "test"] = "all"
@@ -59,6 +65,9 @@ class AtlasConfig(Strict):
 
     images: bool = True
     """Show images; `false` writes none of them into the atlas."""
+    heat_maps: bool = True
+    """Show where in them the neurons of convolutional layers are active; this runs the target once more,
+    over the images that are shown. Without images there are none."""
 
 
 class RayConfig(Strict):
@@ -105,8 +114,13 @@ class Config(Strict):
         return self
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a YAML configuration; paths in it become absolute.
+
+    Args:
+        path: The file.
+        settings: Keys to set beside those of the file, as `pipeline.settings` says; relative paths
+            in them are taken from the file's folder too.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or has errors, which are listed together.
@@ -123,6 +137,8 @@ def load_config(path: str | Path) -> Config:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {error}") from error
+    if isinstance(data, dict):
+        data = with_settings(data, settings)
     return parse_config(data, base=path.resolve().parent, source=str(path))
 
 
@@ -166,7 +182,7 @@ def _explain(error: Any) -> str:
 def _is_union_tag(part: str | int) -> bool:
     """Whether pydantic put this into a location to say which member of a union it tried."""
     tags = ("constrained-", "literal[", "list[", "dict[", "function-", "Calibration")
-    return isinstance(part, str) and part.startswith(tags)
+    return isinstance(part, str) and (part == "str" or part.startswith(tags))
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -205,6 +221,13 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
             return value
         return absolute(value) or value
 
+    def concepts(value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list):
+            return [text for one in value if isinstance(text := concepts(one), str)]
+        if value is not None and value.startswith(HIERARCHY):
+            return f"{HIERARCHY}{absolute(value.removeprefix(HIERARCHY))}"
+        return absolute(value) if value is not None and is_file(value) else value
+
     def classes(value: str) -> str:
         return value if value == PREDICTED else absolute(value) or value
 
@@ -226,14 +249,15 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
                     update={
                         "hierarchy": absolute(c.hierarchy),
                         "path": absolute(c.path),
-                        "concepts": absolute(c.concepts),
+                        "concepts": concepts(c.concepts),
                         "model": model(c.model),
                     }
                 )
                 for c in config.concepts
             ],
             "simulators": [
-                s.model_copy(update={"model": model(s.model)}) for s in config.simulators
+                s.model_copy(update={"model": model(s.model), "hierarchy": absolute(s.hierarchy)})
+                for s in config.simulators
             ],
             "ablation": config.ablation
             and config.ablation.model_copy(update={"classes": classes(config.ablation.classes)}),

@@ -87,7 +87,7 @@ def diff_runs(a: Run, b: Run) -> Diff:
         | {name: value for s in simulators for name, value in _scored(s, key, scored)}
         for key in keys
     ]
-    flat = [_flat(one) for one in settings]
+    flat = [flat_settings(one) for one in settings]
     differ = [
         (key, flat[0].get(key, "—"), flat[1].get(key, "—"))
         for key in dict.fromkeys([*flat[0], *flat[1]])
@@ -202,7 +202,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return found
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat_settings(value: Any, prefix: str = "") -> dict[str, str]:
     """Settings by dotted keys; entries of a list that have names go by these."""
     if (
         isinstance(value, list)
@@ -214,7 +214,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
     flat: dict[str, str] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flat_settings(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import ConfigError, ModelError, NeuroscribeError
 from pipeline.machine import (
     Check,
+    credentials,
     gpus,
     memory,
     packages,
@@ -57,7 +58,7 @@ def examine(
             from pipeline.config import load_config
 
             loaded = load_config(config)
-            checks += [Check("configuration", "ok", str(config)), *of_config(loaded)]
+            checks += [Check("configuration", "ok", str(config)), *of_config(loaded, str(out))]
         except (ConfigError, ImportError) as error:
             checks.append(Check("configuration", "problem", str(error)))
     if with_ray:
@@ -91,8 +92,8 @@ def _checked(name: str, look: Callable[..., Iterator[Check]], *args: Any) -> lis
     return found
 
 
-def of_config(config: Config) -> list[Check]:
-    """Images, target, concept lists and vision-language models of a configuration."""
+def of_config(config: Config, out: str) -> list[Check]:
+    """Images, credentials, target, concept lists and vision-language models of a configuration."""
     from pipeline.sources import read_index
 
     @cache
@@ -100,6 +101,7 @@ def of_config(config: Config) -> list[Check]:
         return read_index(config.images)
 
     checks = _checked("images", images, listed)
+    checks += _checked("credentials", credentials, [config.images.path, out], config.ray.address)
     checks += _checked("target", target, config)
     for one in config.concepts:
         checks += _checked(f"explainer {one.name}", explainer, one, listed)
@@ -175,10 +177,11 @@ def _exists(url: str) -> bool:
 
 def explainer(wanted: ConceptsConfig, listed: Callable[[], ImageIndex]) -> Iterator[Check]:
     """Read what an explainer needs beside its model: lists, labels, columns or a table."""
-    from pipeline.explainers import plan_explainer, read_concept_list, read_hierarchy
+    from pipeline.concept_lists import read_concepts, read_hierarchy
+    from pipeline.explainers import plan_explainer
 
     hierarchy = read_hierarchy(wanted.hierarchy) if wanted.hierarchy else None
-    concepts = read_concept_list(wanted.concepts) if wanted.concepts else None
+    concepts = read_concepts(wanted.concepts) if wanted.concepts else []
     plan = plan_explainer(wanted, listed(), hierarchy, concepts)
     yield Check(f"explainer {wanted.name}", "ok", f"{len(plan.concepts):,} concepts")
 

@@ -174,7 +174,12 @@ class _Recording:
             if any(one.explainer == explainer.name and one.table is None for one in sought)
         ]
         models = (self.models.targets, self.models.clips)
-        settings = (workers, dtype, plan.config.target.batch_size)
+        settings = (
+            workers,
+            dtype,
+            plan.config.target.batch_size,
+            plan.config.recordings.compile,
+        )
         shards = divided(plan, expected.parts[IMAGES])
         self.for_actor = (run.folder, *models, *settings, shards, list(sought), *known)
         self.decode = _decoder(self.models, plan.config.recordings.shard_size)

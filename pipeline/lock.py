@@ -229,8 +229,8 @@ class RunLock:
 
 
 @contextmanager
-def locked(folder: Folder) -> Iterator[None]:
-    """Have a run directory to oneself for the length of a `with` block.
+def locked(folder: Folder) -> Iterator[RunLock]:
+    """Have a run directory to oneself for the length of a `with` block; yields the lock.
 
     Should the lock be lost in the middle, this process is stopped in order: another one was told that
     it is gone, and works there now.
@@ -245,7 +245,7 @@ def locked(folder: Folder) -> Iterator[None]:
     try:
         lock.take()
         thread.start()
-        yield
+        yield lock
     finally:
         over.set()
         if thread.is_alive():

@@ -10,7 +10,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -211,6 +211,27 @@ def ray_starts(config: Config | None) -> Iterator[Check]:
 
 def _product(one: int, other: int) -> int:
     return one * other
+
+
+def credentials(urls: Sequence[str], address: str | None) -> Iterator[Check]:
+    """Whether there is something to show to S3 and to a Ray cluster; what it is stays unsaid."""
+    if any(url.startswith("s3://") for url in urls):
+        from botocore.session import get_session
+
+        found = get_session().get_credentials()
+        if found is None:
+            advice = "give the machine a role, set AWS_PROFILE, or run 'aws configure'"
+            yield Check("credentials", "warning", "none found for S3", advice)
+        else:
+            yield Check("credentials", "ok", f"for S3, by way of {found.method}")
+    if address is not None:
+        default = Path.home() / ".ray" / "auth_token"
+        place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default)
+        if os.environ.get("RAY_AUTH_TOKEN") or place.is_file():
+            yield Check("credentials", "ok", f"a token for the Ray cluster at {address}")
+        else:
+            advice = "if the cluster asks for one, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            yield Check("credentials", "warning", "no token for the Ray cluster", advice)
 
 
 def run_directory(out: str | Path) -> Iterator[Check]:

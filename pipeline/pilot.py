@@ -22,7 +22,6 @@ from pipeline.concepts import (
     known_activity_rows,
     score_tables,
 )
-from pipeline.config import RecordingsConfig
 from pipeline.engine import Workers
 from pipeline.expected import (
     ACTIVATIONS,
@@ -144,7 +143,8 @@ def _sampled(plan: Plan) -> Plan:
         attributes=attributes.take(rows).combine_chunks() if attributes.num_columns else attributes,
     )
     # The limit on images that cannot be used is for all images, not for a sample.
-    recordings = RecordingsConfig(shard_size=config.recordings.shard_size, max_quarantined=1.0)
+    kept = {"keep": "all", "max_quarantined": 1.0}
+    recordings = config.recordings.model_copy(update=kept)
     explained = {explainer.name for explainer in plan.explainers}
     return replace(
         plan,

@@ -1,11 +1,13 @@
-"""Progress that a person can watch in a terminal and read in a log."""
+"""Progress that a person can watch in a terminal and read in a log, and a machine in JSON."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
+
+from pipeline.log import is_json, say
 
 #: Seconds between two lines of a log, and between two redraws of a terminal's line.
 LOG_SECONDS, TERMINAL_SECONDS = 15.0, 0.2
@@ -43,7 +45,7 @@ class Progress:
         self.done = 0
         self._earlier = 0
         self._start = self._shown = self._kept = time.monotonic()
-        self._terminal = self.stream.isatty()
+        self._terminal = self.stream.isatty() and not is_json()
 
     def resume_from(self, done: int) -> None:
         """Count work that an earlier start has finished."""
@@ -55,7 +57,7 @@ class Progress:
         now = time.monotonic()
         if now - self._shown >= (TERMINAL_SECONDS if self._terminal else LOG_SECONDS):
             self._shown = now
-            self._show(self._line(now))
+            self._show(self._line(now), "progress", now)
         if self.keep is not None and now - self._kept >= KEEP_SECONDS:
             self._kept = now
             self.keep(self.done, self.total)
@@ -64,7 +66,7 @@ class Progress:
         """Show the final state and return the seconds since the stage began."""
         now = time.monotonic()
         line = self._line(now, final=True) + (f"; {note}" if note else "")
-        self._show(line + ("\n" if self._terminal else ""))
+        self._show(line + ("\n" if self._terminal else ""), "finished", now)
         return now - self._start
 
     def _line(self, now: float, final: bool = False) -> str:
@@ -79,12 +81,21 @@ class Progress:
             line += f", {duration((self.total - self.done) * seconds / fresh)} left"
         return line
 
-    def _show(self, line: str) -> None:
+    def _show(self, line: str, event: str, now: float) -> None:
         if self._terminal:
             self.stream.write(f"\r\x1b[2K{line}")
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+            self.stream.flush()
+            return
+        seconds = max(now - self._start, 1e-9)
+        facts: dict[str, Any] = {
+            "what": self.label,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "seconds": round(seconds, 3),
+            "per_second": round((self.done - self._earlier) / seconds, 3),
+        }
+        say(line, event, stream=self.stream, **facts)
 
 
 def duration(seconds: float) -> str:

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import yaml
 
 from core.errors import ConfigError, close_names
 from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
+from pipeline.account import accounted
 from pipeline.baselines import check_baselines
+from pipeline.calibration import calibrated
 from pipeline.concepts import score_concepts
-from pipeline.concepts_config import OWN_SCORE
 from pipeline.config import Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
-from pipeline.expected import (
-    COMPARISON,
-    EXPLANATIONS,
-    IMAGES,
-    PATHS,
-    QUARANTINE,
-    REPLACEMENTS,
-    SCORES,
-    STAGES,
-    SYNONYMS,
-    Expected,
-    expect,
-)
-from pipeline.fit import count_statuses, fit
+from pipeline.expected import PATHS, STAGES, SYNONYMS, Expected, expect, image_parts
+from pipeline.fit import fit
+from pipeline.force import discard
 from pipeline.lock import RunLock, locked
+from pipeline.log import say
 from pipeline.moments import gather_moments
+from pipeline.outcome import Summary, summarise
 from pipeline.plan import Plan, prepare
 from pipeline.record import record, resolved_dtype
 from pipeline.report import report
@@ -44,57 +33,13 @@ from pipeline.sharpen import sharpen
 from pipeline.signals import stop_signals, time_limit
 from pipeline.simulate import simulate
 
-#: Exit codes of the command line.
-DONE, USAGE, DONE_WITH_FAILURES, ABOVE_THRESHOLD, STOPPED = 0, 2, 3, 4, 75
-
-
-@dataclass(frozen=True)
-class MeanScore:
-    """Mean test correlation of the chosen explanations of one layer."""
-
-    layer: str
-    pooling: str
-    explainer: str
-    simulator: str
-    neurons: int
-    """Neurons with a score."""
-    total: int
-    """Neurons of the layer; a score is undefined where a neuron is not `ok`, or where it or its
-    prediction does not vary on test images."""
-    length: float
-    correlation: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run has come to."""
-
-    url: str
-    images: int
-    quarantined: int
-    neurons: dict[str, int]
-    means: list[MeanScore] = field(default_factory=list)
-    atlas: str | None = None
-    seconds: float = 0.0
-    comparison: pa.Table | None = None
-    """Linear explanations beside simpler ones, where the configuration asks for some."""
-    confidence: float = 0.95
-    """Of the comparison's intervals."""
-    replacements: pa.Table | None = None
-    """The network with whole layers replaced, where the configuration asks for it."""
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 where an image was quarantined or a neuron failed."""
-        failed = self.quarantined or self.neurons.get("failed", 0)
-        return DONE_WITH_FAILURES if failed else DONE
-
 
 def execute(
     config: Config,
     out: str | Path,
     stages: Sequence[str] | None = None,
     max_seconds: float | None = None,
+    force: bool = False,
 ) -> Summary:
     """Carry out a configuration, all stages or those named; start again to resume.
 
@@ -103,6 +48,7 @@ def execute(
         out: The run directory, local or any fsspec URL.
         stages: Names of stages; those that they read from must be done already.
         max_seconds: Stop in order after so many seconds, counted from this call.
+        force: Make the tables of these stages anew although they are fresh.
 
     Raises:
         UsageError: Nothing was started.
@@ -127,11 +73,11 @@ def execute(
     plan = prepare(config)
     refuse_impossible_ablation(plan)
     check_baselines(config.simulate.baselines, config.recordings.keep)
-    print(plan_line(plan), file=sys.stderr, flush=True)
-    with locked(run.folder):
+    say(plan_line(plan), "plan", images=plan.index.rows.num_rows, neurons=plan.target.neurons)
+    with locked(run.folder) as lock, accounted(run, image_parts(plan), lock.renew):
         run.folder.write("run.yaml", resolved_yaml(config).encode())
         with engine(config.ray), stop_signals(), time_limit(until):
-            carry_out(run, plan, stages or STAGES)
+            carry_out(run, plan, stages or STAGES, force)
     return summarise(run, time.monotonic() - begun, config.simulate.confidence)
 
 
@@ -173,8 +119,8 @@ def plan_line(plan: Plan) -> str:
     )
 
 
-def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
-    """Run the named stages on a Ray that is up.
+def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES, force: bool = False) -> None:
+    """Run the named stages on a Ray that is up; with `force` what they made is discarded first.
 
     Raises:
         ConfigError: A stage that is not named has left a table that a named one would read stale.
@@ -182,6 +128,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
     workers = recording_workers(plan.config.ray)
     dtype = resolved_dtype(plan.config.target.dtype, workers)
     expected = expect(plan, dtype)
+    if force:
+        discard(run, plan, expected, stages)
     steps = {
         "record": lambda: record(run, plan, expected, workers, dtype),
         "concepts": lambda: score_concepts(run, plan, expected),
@@ -196,6 +144,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
     for stage in STAGES[: last + 1]:
         made = expected.of_stage(stage)
         stale = [table for table, m in made.items() if not run.is_fresh(table, m)]
+        if stage == "concepts" and (stage in stages or not stale):
+            plan = calibrated(run, plan, expected)
         if stage in stages:
             steps[stage]()
         elif stale:
@@ -214,55 +164,3 @@ def resolved_yaml(config: Config) -> str:
     """The whole configuration with its defaults; it holds no secret, since no key takes one."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
-
-
-def summarise(run: Run, seconds: float = 0.0, confidence: float = 0.95) -> Summary:
-    """What the tables of a run say so far."""
-    tables = run.tables()
-    return Summary(
-        url=run.folder.url,
-        images=tables[IMAGES].rows if IMAGES in tables else 0,
-        quarantined=tables[QUARANTINE].rows if QUARANTINE in tables else 0,
-        neurons=count_statuses(run) if EXPLANATIONS in tables else {},
-        means=mean_scores(run) if SCORES in tables else [],
-        atlas=run.folder.path(tables["atlas"].path) if "atlas" in tables else None,
-        seconds=seconds,
-        comparison=run.read(COMPARISON) if COMPARISON in tables else None,
-        confidence=confidence,
-        replacements=run.read(REPLACEMENTS) if REPLACEMENTS in tables else None,
-    )
-
-
-def mean_scores(run: Run) -> list[MeanScore]:
-    """Mean test correlation of chosen explanations, by layer, explainer and simulator."""
-    scores = run.read(SCORES)
-    scores = scores.filter(scores["chosen"])
-    keys = ["layer", "pooling", "explainer", "simulator"]
-    means = scores.group_by(keys, use_threads=False).aggregate(
-        [("correlation", "mean"), ("length", "mean"), ("correlation", "count"), ("neuron", "count")]
-    )
-    rows = [
-        MeanScore(
-            row["layer"],
-            row["pooling"],
-            row["explainer"],
-            row["simulator"],
-            row["correlation_count"],
-            row["neuron_count"],
-            row["length_mean"],
-            row["correlation_mean"],
-        )
-        for row in means.to_pylist()
-        if row["correlation_count"]
-    ]
-    layers = {row.layer: number for number, row in reversed(list(enumerate(rows)))}
-    return sorted(
-        rows,
-        key=lambda r: (
-            r.explainer,
-            r.simulator != OWN_SCORE,
-            r.simulator,
-            layers[r.layer],
-            r.pooling,
-        ),
-    )

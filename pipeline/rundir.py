@@ -174,26 +174,31 @@ class Run:
         """Keep the ledger of a stage: running, then done, or stopped with the reason.
 
         The facts that the stage puts into the yielded dictionary are kept with it. A stage that
-        finds everything fresh leaves the figures of the start that did the work.
+        finds everything fresh leaves the figures of the start that did the work; `last_seconds` are
+        those of the latest start alone.
         """
         begun = time.time()
-        self.note(name, state="running", started=_timestamp(begun), reason=None)
+        self.note(name, state="running", started=timestamp(begun), reason=None)
         facts: dict[str, Any] = {}
         try:
             yield facts
         except BaseException as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            took = round(time.time() - begun, 2)
             with suppress(Exception):  # a storage that has failed may not take this either
-                self.note(name, state="stopped", reason=why, **facts)
+                self.note(name, state="stopped", reason=why, last_seconds=took, **facts)
             raise
         seconds = time.time() - begun
+        took = round(seconds, 2)
         if rows := facts.get("rows"):
             facts["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
         elif "seconds" in self.ledger()["stages"][name]:
             # All was fresh: keep what the start that did the work has cost.
             facts, seconds = {}, self.ledger()["stages"][name]["seconds"]
-        self.note(name, state="done", seconds=round(seconds, 2), progress=None, **facts)
+        facts |= {"seconds": round(seconds, 2), "last_seconds": took, "progress": None}
+        self.note(name, state="done", **facts)
 
 
-def _timestamp(seconds: float) -> str:
+def timestamp(seconds: float) -> str:
+    """Seconds since 1970 as the ledger writes times: ISO 8601, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

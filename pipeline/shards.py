@@ -77,6 +77,7 @@ class RecordShard:
         workers: Workers,
         dtype: str,
         batch_size: int | Literal["auto"],
+        compiled: bool = False,
         keep: str = "all",
     ) -> None:
         import torch
@@ -93,6 +94,7 @@ class RecordShard:
                 device=workers.device,
                 dtype=dtype,
                 batch_size=batch_size,
+                compiled=compiled,
             )
             for table, p in plans.items()
         }

@@ -14,8 +14,8 @@ from core.errors import ConfigError, close_names
 from pipeline.compare import comparison_lines
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES, STAGES
+from pipeline.outcome import Summary, summarise
 from pipeline.progress import duration
-from pipeline.run import Summary, summarise
 from pipeline.rundir import Run
 from pipeline.text_table import table_lines
 

@@ -173,6 +173,7 @@ def _stream(
                 "workers": workers,
                 "dtype": dtype,
                 "batch_size": plan.config.target.batch_size,
+                "compiled": plan.config.recordings.compile,
                 "keep": keep,
             },
             compute=ray.data.ActorPoolStrategy(size=min(workers.actors, len(todo))),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.run import mean_scores
+from pipeline.outcome import mean_scores
 from pipeline.rundir import Run
 
 

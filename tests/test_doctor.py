@@ -17,7 +17,7 @@ import yaml
 from pipeline import planted
 from pipeline.cli import main
 from pipeline.doctor import examine
-from pipeline.machine import Check, packages
+from pipeline.machine import Check, credentials, packages
 
 
 def write_config(folder: Path, **sections: Any) -> Path:
@@ -164,3 +164,22 @@ def test_ray_is_started_where_that_is_asked_for(local_ray: None, tmp_path: Path)
     assert found.state == "ok"
     assert f"{ray.cluster_resources()['CPU']:g} CPUs" in found.found
     assert named(examine(out=tmp_path), "Ray") == []
+
+
+def test_credentials_are_found_and_never_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    urls = ["s3://bucket/images", "/runs"]
+    without = list(credentials(urls, "auto"))
+    assert [check.state for check in without] == ["warning", "warning"]
+    assert all(check.advice for check in without)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "planted-secret")
+    found = list(credentials(urls, "auto"))
+    assert [check.state for check in found] == ["ok", "ok"]
+    assert "planted-secret" not in str(found)
+    assert list(credentials(["/images", "/runs"], None)) == []

@@ -12,8 +12,9 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 import neuroscribe
 from pipeline import planted as planted_network
 from pipeline.config import parse_config
+from pipeline.outcome import Summary
 from pipeline.planted import CONSTANT, DEAD, FAILED, NAMES, NEURONS
-from pipeline.run import Summary, execute
+from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.show import equation
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 
 import pytest
 
+from pipeline.log import say, use_format
 from pipeline.progress import Progress, duration
 
 
@@ -38,3 +40,23 @@ def test_a_stage_without_work_shows_no_rate() -> None:
     progress.resume_from(5)
     progress.close()
     assert "/s" not in stream.getvalue()
+
+
+def test_lines_for_a_machine_are_json_objects_with_the_same_figures() -> None:
+    stream = io.StringIO()
+    use_format("json")
+    try:
+        progress = Progress("record", 1000, "images", stream)
+        progress.resume_from(900)
+        time.sleep(0.05)
+        progress.advance(100)
+        progress.close('2 "quarantined"\n')
+        say("plan", "plan", images=1000, stream=stream)
+    finally:
+        use_format("text")
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["event"], first["what"], first["done"]) == ("finished", "record", 1000)
+    assert first["per_second"] == pytest.approx(100 / first["seconds"], rel=0.05)
+    assert first["text"].endswith('2 "quarantined"\n')
+    assert (second["event"], second["level"], second["images"]) == ("plan", "info", 1000)
+    assert time.strptime(second["time"][:19], "%Y-%m-%dT%H:%M:%S")

@@ -17,7 +17,8 @@ from timm.data import create_transform, resolve_model_data_config
 from actors.weights import load_weights
 from pipeline.cli import main
 from pipeline.config import parse_config
-from pipeline.run import Summary, execute
+from pipeline.outcome import Summary
+from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.sources import fetch, read_index
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from core.errors import ConfigError, ModelError
 from pipeline.config import Config, parse_config
 from pipeline.demo.config import IMAGES, SEED, demo_config
 from pipeline.demo.dataset import write_dataset
+from pipeline.log import say
 from pipeline.progress import duration
 
 #: The Python package that carries the weights of the explained network.
@@ -46,9 +46,7 @@ def prepare_demo(out: Path, images: int | None = None) -> Config:
     folder = out / "pictures"
     begun = time.monotonic()
     write_dataset(folder, count, SEED)
-    print(
-        f"draw: {count:,} pictures in {folder}, {duration(time.monotonic() - begun)}",
-        file=sys.stderr,
-        flush=True,
-    )
+    seconds = time.monotonic() - begun
+    text = f"draw: {count:,} pictures in {folder}, {duration(seconds)}"
+    say(text, "finished", what="draw", done=count, unit="pictures", seconds=round(seconds, 3))
     return parse_config(demo_config(folder), base=Path.cwd(), source="demo")
