@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate bench-gpu
+.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate bench-atlas bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -51,6 +51,10 @@ bench-planted: .venv/installed-dev
 bench-simulate: .venv/installed-dev
 	$(BIN)/python benchmarks/simulate.py --results benchmarks/results/simulate.json
 	$(BIN)/python benchmarks/ablation.py --results benchmarks/results/ablation.json
+
+# The atlas of 10^5 made-up neurons: time, memory and bytes to build, and how fast a browser shows it.
+bench-atlas: .venv/installed-dev
+	$(BIN)/python benchmarks/atlas.py --results benchmarks/results/atlas.json
 
 # Every figure and test that needs a GPU, under nine minutes; what is not installed is named and skipped.
 bench-gpu:

@@ -127,6 +127,49 @@ class Run:
         order = pc.sort_indices(found, sort_keys=[("val_correlation", "descending")])
         return self._explanations(found.take(order))
 
+    def score(self, explanations: str | Path, layer: str | None = None) -> pa.Table:
+        """Score explanations made elsewhere on this run's test images; the scores are kept in the run.
+
+        Args:
+            explanations: CSV or Parquet file, as `docs/scoring.md` describes them.
+            layer: Only those of this layer; needed where the file names none.
+
+        Returns:
+            The table `external/<name of the file>`: a row for each explanation and simulator.
+
+        Raises:
+            NeuroscribeError: The file does not fit the run, or the run is not finished.
+        """
+        from pipeline.score import score_file
+
+        return score_file(self.url, str(explanations), layer).scores
+
+    def export(self, out: str | Path | None = None) -> list[str]:
+        """Write the chosen explanations as CSV files in the layout of the paper's authors.
+
+        Args:
+            out: Folder or URL; by default `export` in the run.
+
+        Returns:
+            The files.
+        """
+        from pipeline.export import export_csv
+        from pipeline.storage import Folder
+
+        return export_csv(self._run, Folder(out or self._run.folder.path("export")))
+
+    def diff(self, later: Run) -> pa.Table:
+        """Which neurons mean something else in a later run: a row for each neuron of both.
+
+        `docs/results.md` says what its columns hold; this run's end in `_a`, the later one's in `_b`.
+
+        Raises:
+            ConfigError: The runs have no layer and explainer in common.
+        """
+        from pipeline.diff import diff_runs
+
+        return diff_runs(self._run, later._run).table
+
     def _explanations(self, rows: pa.Table) -> list[Explanation]:
         keys = ("layer", "pooling", "neuron", "explainer")
         scores = self.table(SCORES).filter(pc.field("chosen")) if SCORES in self.tables else None

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from actors.directions import DirectionSet
 from core.errors import LayerError, close_names
 from core.pooling import pool
 
@@ -29,18 +30,26 @@ class LayerTap:
             activations = tap.collect()["layer4", "avg"]  # (images, neurons)
     """
 
-    def __init__(self, module: nn.Module, layers: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[str, Sequence[str]],
+        directions: Sequence[DirectionSet] = (),
+    ) -> None:
         """Prepare, without touching the network yet.
 
         Args:
             module: The network.
             layers: Poolings by layer name.
+            directions: Directions to record as layers of their own, on the network's device.
 
         Raises:
             LayerError: The network has no such layer.
         """
         known = dict(module.named_modules())
-        for name in layers:
+        self.directions = tuple(directions)
+        needed = dict.fromkeys([*layers, *(some.layer for some in directions)])
+        for name in needed:
             if name not in known:
                 raise LayerError(
                     f"{type(module).__name__} has no layer {name!r}{close_names(name, known)}; "
@@ -48,9 +57,9 @@ class LayerTap:
                 )
         self.module = module
         self.layers = {name: tuple(poolings) for name, poolings in layers.items()}
-        self._taps = {name: known[name] for name in layers}
+        self._taps = {name: known[name] for name in needed}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._pooled: dict[str, dict[str, Tensor]] = {}
+        self._pooled: dict[str, dict[tuple[str, str], Tensor]] = {}
         self._stop_after_all = False
 
     def __enter__(self) -> Self:
@@ -76,15 +85,17 @@ class LayerTap:
             LayerError: A layer did not run in that pass.
         """
         pooled, self._pooled = self._pooled, {}
-        missing = [name for name in self.layers if name not in pooled]
+        missing = [name for name in self._taps if name not in pooled]
         if missing:
             raise LayerError(
                 f"layer {missing[0]!r} did not run in the forward pass; choose one that does "
                 "('neuroscribe layers MODEL' shows how often each one runs)"
             )
+        found = {key: values for part in pooled.values() for key, values in part.items()}
+        columns = [*self.layers.items(), *((d.name, d.poolings) for d in self.directions)]
         return {
-            (name, pooling): pooled[name][pooling]
-            for name, poolings in self.layers.items()
+            (name, pooling): found[name, pooling]
+            for name, poolings in columns
             for pooling in poolings
         }
 
@@ -98,6 +109,9 @@ class LayerTap:
             stop_early: Leave the pass once every layer has been seen. Only for layers that are
                 known to run once in a pass, since a second call would go unnoticed.
         """
+        if torch.compiler.is_compiling():
+            self.module(batch)
+            return self.collect()
         self._stop_after_all = stop_early
         try:
             self.module(batch)
@@ -117,13 +131,24 @@ class LayerTap:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {name!r} gives {type(output).__name__}, expected a tensor")
-            self._pooled[name] = {
-                pooling: _pool_apart(part, tensor, pooling) for pooling in self.layers[name]
-            }
-            if self._stop_after_all and len(self._pooled) == len(self.layers):
+            self._pooled[name] = self._kept(name, part, tensor)
+            if self._stop_after_all and len(self._pooled) == len(self._taps):
                 raise _AllSeen
 
         return hook
+
+    def _kept(self, name: str, part: nn.Module, output: Tensor) -> dict[tuple[str, str], Tensor]:
+        """What is kept of a layer's output, by layer or directions and pooling; it shares no memory
+        with the output."""
+        output = channels_first(part, output)
+        return {
+            (name, pooling): _pool_apart(output, pooling) for pooling in self.layers.get(name, ())
+        } | {
+            (some.name, pooling): some.directions.pooled(output, pooling, by_token=some.by_token)
+            for some in self.directions
+            if some.layer == name
+            for pooling in some.poolings
+        }
 
 
 class _AllSeen(Exception):
@@ -167,10 +192,17 @@ def first_tensor(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def _pool_apart(module: nn.Module, tensor: Tensor, pooling: str) -> Tensor:
-    """Pool, and make sure that the result shares no memory with the layer's output."""
+def channels_first(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A layer's output with its channels in axis 1 where it has a height and a width."""
     if tensor.ndim == 4 and channel_axis(module, tensor.shape) == 3:
-        tensor = tensor.movedim(3, 1)
+        return tensor.movedim(3, 1)
+    return tensor
+
+
+def _pool_apart(tensor: Tensor, pooling: str) -> Tensor:
+    """Pool, and make sure that the result shares no memory with the layer's output."""
     pooled = pool(tensor, pooling)
+    if torch.compiler.is_compiling():  # storage is not known before the network runs
+        return pooled.clone()
     shared = pooled.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     return pooled.clone() if shared else pooled

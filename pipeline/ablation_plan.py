@@ -64,13 +64,14 @@ def ablated_columns(plan: Plan, settings: AblationConfig) -> list[Column]:
     Raises:
         ConfigError: A pattern that matches no layer of the target section.
     """
-    chosen = list(plan.target.layers)
+    chosen = list(plan.target.own_layers)
     for pattern in settings.layers:
         try:
             match_layers(chosen, [pattern.removeprefix("!")])
         except LayerError:
             raise ConfigError(
-                f"ablation.layers: {pattern!r} matches none of the layers that target.layers chooses"
+                f"ablation.layers: {pattern!r} matches none of the layers that target.layers chooses "
+                f"(directions are not part of the network, and cannot be ablated)"
                 f"{close_names(pattern, chosen)}; they are {', '.join(chosen)}"
             ) from None
     layers = match_layers(chosen, settings.layers)

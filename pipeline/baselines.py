@@ -23,8 +23,8 @@ from pipeline.compare import comparison_table
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.dissect import dissect
 from pipeline.engine import run_tasks
+from pipeline.expected import BASELINE_SCORES, COMPARISON, EXPLANATIONS, SCORES, Expected
 from pipeline.expected import BASELINES as BASELINES_TABLE
-from pipeline.expected import COMPARISON, EXPLANATIONS, SCORES, Expected
 from pipeline.explainers import ExplainerPlan
 from pipeline.fit import BLOCK
 from pipeline.moments import StoredMoments
@@ -99,12 +99,12 @@ def make_baselines(
 
 
 def compare_with_baselines(run: Run, plan: Plan, expected: Expected, facts: dict[str, Any]) -> None:
-    """Make the baselines that the configuration names, score them, and commit both tables.
+    """Make the baselines that the configuration names, score them, and commit the tables.
 
     Without any, tables that an earlier configuration has left are withdrawn. What it has cost is
     added to the facts.
     """
-    tables = (BASELINES_TABLE, COMPARISON)
+    tables = (BASELINES_TABLE, BASELINE_SCORES, COMPARISON)
     wanted = {t: expected.tables[t] for t in tables if t in expected.tables}
     if not wanted:
         for table in tables:
@@ -114,9 +114,9 @@ def compare_with_baselines(run: Run, plan: Plan, expected: Expected, facts: dict
         return
     names = plan.config.simulate.baselines
     made = pa.concat_tables([make_baselines(run, plan, e, names) for e in plan.explainers])
-    _, comparison = compare(run, plan, run.read(SCORES), made)
+    scores, comparison = compare(run, plan, run.read(SCORES), made)
     facts["rows"] = facts.get("rows", 0) + made.num_rows
-    for table, content in ((BASELINES_TABLE, made), (COMPARISON, comparison)):
+    for table, content in zip(tables, (made, scores, comparison), strict=True):
         run.withdraw(table)
         size = run.write(table, f"{table}.parquet", content, wanted[table])
         facts["bytes"] = facts.get("bytes", 0) + size

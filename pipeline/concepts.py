@@ -19,14 +19,15 @@ from actors.clip import load_clip
 from core.concept_scores import ConceptActivity, sigmoid_scores
 from core.errors import ConceptError, ConfigError, RecordingError
 from pipeline.columns import matrix, vectors
+from pipeline.concept_lists import provenance
 from pipeline.engine import run_tasks
 from pipeline.expected import (
+    CONCEPT_LISTS,
     CONCEPTS,
     IMAGES,
     Expected,
     embeddings_table,
     scores_table,
-    table_path,
 )
 from pipeline.explainers import ExplainerPlan, ImageScores, image_scores
 from pipeline.fingerprints import fingerprint
@@ -47,6 +48,7 @@ def score_concepts(run: Run, plan: Plan, expected: Expected) -> None:
     """
     with run.stage("concepts") as facts:
         facts["rows"] = facts["bytes"] = 0
+        _write_lists(run, plan, expected)
         score_tables(run, plan, expected, facts)
         if not run.is_fresh(CONCEPTS, expected.tables[CONCEPTS]):
             if plan.config.recordings.keep == "test":
@@ -55,21 +57,33 @@ def score_concepts(run: Run, plan: Plan, expected: Expected) -> None:
             run.write(CONCEPTS, "concepts.parquet", rows, expected.tables[CONCEPTS])
 
 
+def _write_lists(run: Run, plan: Plan, expected: Expected) -> None:
+    """Say where the concepts of each explainer are from."""
+    made = expected.tables.get(CONCEPT_LISTS)
+    if made is not None and not run.is_fresh(CONCEPT_LISTS, made):
+        rows = [
+            {"explainer": e.name, **row} for e in plan.explainers for row in provenance(e.lists)
+        ]
+        run.write(CONCEPT_LISTS, "concept_lists.parquet", pa.Table.from_pylist(rows), made)
+
+
 def score_tables(run: Run, plan: Plan, expected: Expected, facts: dict[str, Any]) -> None:
     """Score every concept on every image that is kept, and commit the tables of scores."""
     for explainer in plan.explainers:
         table = scores_table(explainer.name)
         if not run.is_fresh(table, expected.tables[table]):
             run.withdraw(table)
-            _score(run, plan, explainer, expected.parts[table], facts)
+            _score(run, plan, explainer, expected, facts)
             rows = kept_images(run, plan, ["split"]).num_rows
-            run.commit(table, table_path(table), expected.tables[table], rows)
+            names = expected.parts[table]
+            run.commit(table, expected.places[table], expected.tables[table], rows, names)
 
 
 def _score(
-    run: Run, plan: Plan, explainer: ExplainerPlan, names: Sequence[str], facts: dict[str, Any]
+    run: Run, plan: Plan, explainer: ExplainerPlan, expected: Expected, facts: dict[str, Any]
 ) -> None:
-    path = table_path(scores_table(explainer.name))
+    table = scores_table(explainer.name)
+    path, names = expected.places[table], expected.parts[table]
     there = set(run.part_files(path))
     pending = [n for n, name in enumerate(names) if name.rsplit("/", 1)[-1] not in there]
     if explainer.kind == "open_clip":
@@ -133,9 +147,10 @@ def embed_texts(run: Run, clip: ClipPlan, texts: Sequence[str]) -> str:
     """Embed concept texts with a model's text tower, once for each list and model.
 
     Returns:
-        Name of the npz file in the run that holds `embedding` (texts, d) float32.
+        Name of the npz file in the run or its store that holds `embedding` (texts, d) float32.
     """
-    name = f"recordings/texts/{fingerprint('texts', clip.fingerprint, list(texts))}.npz"
+    place = "recordings/texts" if run.store is None else f"{run.store}/texts"
+    name = f"{place}/{fingerprint('texts', clip.fingerprint, list(texts))}.npz"
     if not run.folder.exists(name):
         calls = [(run.folder, name, clip, list(texts))]
         for _ in run_tasks(_embed_texts, calls):

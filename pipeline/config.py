@@ -21,11 +21,13 @@ from pydantic import (
 
 from core.errors import ConfigError, close_names
 from pipeline.ablation_config import PREDICTED, AblationConfig
+from pipeline.concept_lists import HIERARCHY, is_file
 from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
 from pipeline.settings import with_settings
 from pipeline.target_config import TargetConfig
+from pipeline.urls import refuse_secrets
 
 
 class RecordingsConfig(Strict):
@@ -33,6 +35,9 @@ class RecordingsConfig(Strict):
 
     shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Images per shard: the unit of work, of commit and of resumption."""
+    compile: bool = False
+    """Compile the models' passes (torch.compile): faster by a half or more after a minute or two for
+    each model and recording actor, so that it pays from some ten thousands of images on."""
     max_quarantined: Fraction = 0.05
     """Stop (exit code 4) when more than this share of the images cannot be used."""
     keep: Literal["all", "test"] = "all"
@@ -60,6 +65,9 @@ class AtlasConfig(Strict):
 
     images: bool = True
     """Show images; `false` writes none of them into the atlas."""
+    heat_maps: bool = True
+    """Show where in them the neurons of convolutional layers are active; this runs the target once more,
+    over the images that are shown. Without images there are none."""
 
 
 class RayConfig(Strict):
@@ -86,7 +94,9 @@ class Config(Strict):
     ablation: AblationConfig | None = None
     atlas: AtlasConfig = AtlasConfig()
     ray: RayConfig = RayConfig()
-    store: None = None
+    store: str | None = None
+    """Path or URL of a store that runs share: images, embeddings, concept scores and moments are kept
+    there by content, so that another network on the same images costs its own forward pass alone."""
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
@@ -140,6 +150,7 @@ def parse_config(data: Any, base: Path, source: str = "configuration") -> Config
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: found {type(data).__name__}, expected a mapping of sections")
+    refuse_secrets(data)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -163,8 +174,6 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
-    if where == "store":
-        message = "a store shared by runs is not built yet; leave the key out"
     if error["type"] in ("value_error",):
         return f"{where}: {message}"
     return f"{where}: found {error['input']!r}: {message[0].lower()}{message[1:]}"
@@ -173,7 +182,7 @@ def _explain(error: Any) -> str:
 def _is_union_tag(part: str | int) -> bool:
     """Whether pydantic put this into a location to say which member of a union it tried."""
     tags = ("constrained-", "literal[", "list[", "dict[", "function-", "Calibration")
-    return isinstance(part, str) and part.startswith(tags)
+    return isinstance(part, str) and (part == "str" or part.startswith(tags))
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -212,26 +221,43 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
             return value
         return absolute(value) or value
 
+    def concepts(value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list):
+            return [text for one in value if isinstance(text := concepts(one), str)]
+        if value is not None and value.startswith(HIERARCHY):
+            return f"{HIERARCHY}{absolute(value.removeprefix(HIERARCHY))}"
+        return absolute(value) if value is not None and is_file(value) else value
+
     def classes(value: str) -> str:
         return value if value == PREDICTED else absolute(value) or value
 
     return config.model_copy(
         update={
+            "store": absolute(config.store.rstrip("/")) if config.store else None,
             "images": config.images.model_copy(update={"path": absolute(config.images.path)}),
-            "target": config.target.model_copy(update={"weights": weights(config.target.weights)}),
+            "target": config.target.model_copy(
+                update={
+                    "weights": weights(config.target.weights),
+                    "directions": [
+                        some.model_copy(update={"path": absolute(some.path)})
+                        for some in config.target.directions
+                    ],
+                }
+            ),
             "concepts": [
                 c.model_copy(
                     update={
                         "hierarchy": absolute(c.hierarchy),
                         "path": absolute(c.path),
-                        "concepts": absolute(c.concepts),
+                        "concepts": concepts(c.concepts),
                         "model": model(c.model),
                     }
                 )
                 for c in config.concepts
             ],
             "simulators": [
-                s.model_copy(update={"model": model(s.model)}) for s in config.simulators
+                s.model_copy(update={"model": model(s.model), "hierarchy": absolute(s.hierarchy)})
+                for s in config.simulators
             ],
             "ablation": config.ablation
             and config.ablation.model_copy(update={"classes": classes(config.ablation.classes)}),

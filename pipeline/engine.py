@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from pipeline.signals import deferred_signals, raise_if_stopped
 #: A local Ray promises at least this many logical CPUs: with fewer, Ray Data can wait for itself.
 MIN_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE_BYTES = 2 * 1024**3
+
+#: Seconds that a stream which was left early may take to end.
+STREAM_SECONDS = 30.0
 
 
 @contextmanager
@@ -60,8 +64,23 @@ def engine(config: RayConfig) -> Iterator[None]:
     try:
         raise_if_stopped()
         yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise StoppedEarly(f"the cluster was lost ({error}); run again to resume") from error
     finally:
+        _end_streams()
         ray.shutdown()
+
+
+def _end_streams() -> None:
+    """Wait for the threads of streams that were left early.
+
+    One that outlives Ray asks it for news, by which Ray starts anew, in a program that is about to end.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(STREAM_SECONDS)
 
 
 @contextmanager

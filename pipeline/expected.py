@@ -7,27 +7,31 @@ costs its shard and another simulator its own pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.ablation_config import PREDICTED
 from pipeline.columns import activation_column
+from pipeline.concept_lists import provenance
 from pipeline.explainers import ExplainerPlan
 from pipeline.fingerprints import fingerprint, fingerprint_file
-from pipeline.plan import Plan, Shard
+from pipeline.plan import ClipPlan, Plan, Shard
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
+CONCEPT_LISTS, CALIBRATION = "concept_lists", "calibration"
 CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
 IMPORTANCE, BASELINES, COMPARISON = "importance", "baselines", "comparison"
+BASELINE_SCORES = "baseline_scores"
 ATLAS = "atlas"
 
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 4
-ABLATION_VERSION, BASELINE_VERSION = 1, 1
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 5
+ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 2, 1
 
 
 def embeddings_table(name: str) -> str:
@@ -46,7 +50,7 @@ def moments_table(explainer: str) -> str:
 
 
 def table_path(table: str) -> str:
-    """Folder of a recorded table, relative to the run."""
+    """Folder of a recorded table of a run that shares no store."""
     return f"recordings/{table}"
 
 
@@ -55,6 +59,8 @@ def made_by(table: str) -> str:
     stages = {
         "concept_scores": "concepts",
         CONCEPTS: "concepts",
+        CONCEPT_LISTS: "concepts",
+        CALIBRATION: "concepts",
         SHARPNESS: "sharpen",
         "moments": "moments",
         SYNONYMS: "moments",
@@ -63,6 +69,7 @@ def made_by(table: str) -> str:
         SCORES: "simulate",
         SANITY: "simulate",
         BASELINES: "simulate",
+        BASELINE_SCORES: "simulate",
         COMPARISON: "simulate",
         LOGITS: "ablate",
         ABLATIONS: "ablate",
@@ -79,6 +86,8 @@ class Expected:
 
     tables: dict[str, str]
     parts: dict[str, list[str]]
+    places: dict[str, str]
+    """Folders of the tables that are made by shards: in the run, or in the store that it shares."""
     summed: dict[str, str]
     """What the sums of moments depend on beside images and concepts: for each column of activations,
     and for each explainer."""
@@ -95,14 +104,21 @@ def expect(plan: Plan, dtype: str) -> Expected:
         plan: The run's plan.
         dtype: Number format that models run in, `auto` resolved.
     """
+    if plan.config.recordings.compile:
+        dtype = f"{dtype}, compiled"
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
+    directed = [
+        [name, d.settings.layer, d.fingerprint] for name, d in plan.target.directions.items()
+    ]
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
     made = {
         QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
         IMAGES: _images(plan),
         ACTIVATIONS: [
-            fingerprint(ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept)
+            fingerprint(
+                ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
+            )
             for s, kept in zip(shards, keeps, strict=True)
         ],
     }
@@ -116,11 +132,18 @@ def expect(plan: Plan, dtype: str) -> Expected:
             fingerprint(LOGITS, s.pixels, plan.target.fingerprint, _held_out(plan, s))
             for s in shards
         ]
+    calibrations = {name: _calibration(clip, made) for name, clip in plan.clips.items()}
     for explainer in plan.explainers:
-        made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made)
+        made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made, calibrations)
     tables = {name: fingerprint(name, parts) for name, parts in made.items()}
     scored = [[e.name, tables[scores_table(e.name)]] for e in plan.explainers]
     tables[CONCEPTS] = fingerprint(CONCEPTS, tables[IMAGES], scored)
+    lists = [[e.name, provenance(e.lists)] for e in plan.explainers if e.lists]
+    if lists:
+        tables[CONCEPT_LISTS] = fingerprint(CONCEPT_LISTS, lists)
+    measured = [[n, calibrations[n]] for n, clip in plan.clips.items() if clip.labels is not None]
+    if measured:
+        tables[CALIBRATION] = fingerprint(CALIBRATION, measured)
     fit = plan.config.fit.resolved
     seed = plan.config.images.split.seed
     sources = (tables[IMAGES], tables[ACTIVATIONS])
@@ -140,12 +163,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     choice = (fit.length, fit.tolerance)
     tables[EXPLANATIONS] = fingerprint(EXPLANATIONS, FIT_VERSION, tables[PATHS], *choice)
     simulators = [
-        [
-            s.name,
-            tables[embeddings_table(s.name)],
-            plan.clips[s.name].slope,
-            plan.clips[s.name].shift,
-        ]
+        [s.name, tables[embeddings_table(s.name)], *calibrations[s.name]]
         for s in plan.config.simulators
     ]
     scoring = plan.config.simulate.model_dump(exclude={"baselines"})
@@ -153,17 +171,26 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables[SANITY] = fingerprint(SANITY, tables[SCORES])
     if plan.config.simulate.baselines:
         simpler = (BASELINE_VERSION, tables[SCORES], sorted(plan.config.simulate.baselines))
-        tables[BASELINES] = fingerprint(BASELINES, *simpler)
-        tables[COMPARISON] = fingerprint(COMPARISON, *simpler)
+        for name in (BASELINES, BASELINE_SCORES, COMPARISON):
+            tables[name] = fingerprint(name, *simpler)
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
+    places = {name: _place(plan.config.store, name, parts[0]) for name, parts in made.items()}
     parts = {
-        name: [part_name(table_path(name), n, part) for n, part in enumerate(made[name])]
+        name: [part_name(places[name], n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts, _summed(plan, dtype))
+    return Expected(tables, parts, places, _summed(plan, dtype, calibrations))
+
+
+def _place(store: str | None, table: str, first: str) -> str:
+    """Folder of a table that is made by shards; one in a store is named for its first part."""
+    kind = table.partition("/")[0]
+    if store is None or kind in (ACTIVATIONS, LOGITS):
+        return table_path(table)
+    return f"{store}/{kind}/{first[:16]}"
 
 
 def image_parts(plan: Plan) -> list[str]:
@@ -177,7 +204,7 @@ def _images(plan: Plan) -> list[str]:
 
 
 def _ablations(
-    plan: Plan, tables: dict[str, str], simulators: list[list[object]]
+    plan: Plan, tables: dict[str, str], simulators: Sequence[Sequence[object]]
 ) -> dict[str, str]:
     """Fingerprints of the tables of ablation, where there is one."""
     settings = plan.config.ablation
@@ -203,19 +230,21 @@ def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
     return [[row for row, one in enumerate(splits) if one == split] for split in ("val", "test")]
 
 
-def _summed(plan: Plan, dtype: str) -> dict[str, str]:
+def _summed(plan: Plan, dtype: str, calibrations: dict[str, list[float | str]]) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
-    summed = {
-        activation_column(layer, pooling): fingerprint(target.fingerprint, dtype, layer, pooling)
-        for layer, poolings in target.layers.items()
-        for pooling in poolings
-    }
+    summed = {}
+    for layer, poolings in target.layers.items():
+        directed = target.directions.get(layer)
+        source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
+        for pooling in poolings:
+            made = fingerprint(target.fingerprint, dtype, *source, pooling)
+            summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
         facts: list[object] = [explainer.kind]
         if clip := plan.clips.get(explainer.name):
-            facts = [clip.fingerprint, clip.slope, clip.shift, dtype]
+            facts = [clip.fingerprint, *calibrations[explainer.name], dtype]
         summed[explainer.name] = fingerprint("moments", MOMENTS_VERSION, *cut, *facts)
     return summed
 
@@ -228,11 +257,25 @@ def _kept(plan: Plan, shard: Shard) -> list[object]:
     return ["test", [row for row, split in enumerate(splits) if split == "test"]]
 
 
-def _concept_scores(plan: Plan, explainer: ExplainerPlan, made: dict[str, list[str]]) -> list[str]:
+def _calibration(clip: ClipPlan, made: dict[str, list[str]]) -> list[float | str]:
+    """Slope and shift, or what they are measured on: all training images and their labels."""
+    if clip.labels is None:
+        return [clip.slope, clip.shift]
+    named = [list(clip.labels.labels), list(clip.labels.places), list(clip.labels.texts)]
+    sources = (made[IMAGES], made[embeddings_table(clip.name)], clip.fingerprint)
+    return [fingerprint(CALIBRATION, CALIBRATION_VERSION, named, *sources)]
+
+
+def _concept_scores(
+    plan: Plan,
+    explainer: ExplainerPlan,
+    made: dict[str, list[str]],
+    calibrations: dict[str, list[float | str]],
+) -> list[str]:
     """What each shard's part of an explainer's concept scores is made from."""
     if explainer.kind != "open_clip":
         kept = [] if plan.config.recordings.keep == "all" else ["test"]
         return [fingerprint(part, explainer.fingerprint, *kept) for part in made[IMAGES]]
     clip = plan.clips[explainer.name]
-    facts = (clip.fingerprint, explainer.fingerprint, clip.slope, clip.shift)
+    facts = (clip.fingerprint, explainer.fingerprint, *calibrations[explainer.name])
     return [fingerprint(part, *facts) for part in made[embeddings_table(explainer.name)]]

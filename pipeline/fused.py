@@ -38,6 +38,7 @@ from pipeline.rundir import Run
 from pipeline.running_totals import RunningTotals
 from pipeline.scores import divided
 from pipeline.shards import DecodeShard
+from pipeline.store import fetch_moments
 from pipeline.stream import (
     Models,
     block_of,
@@ -88,6 +89,7 @@ def take_moments(
             positions = pilot.positions(explainer, plan.config.fit.resolved.max_concepts)
         layout = layout_of(run, plan, expected, explainer, positions)
         run.folder.write_arrays(contents, **layout.arrays())
+        fetch_moments(run, layout)
         if lacking := layout.lacking(run):
             run.withdraw(tables[explainer.name])
             sought.append(_sought(run, plan, explainer, positions))
@@ -172,7 +174,12 @@ class _Recording:
             if any(one.explainer == explainer.name and one.table is None for one in sought)
         ]
         models = (self.models.targets, self.models.clips)
-        settings = (workers, dtype, plan.config.target.batch_size)
+        settings = (
+            workers,
+            dtype,
+            plan.config.target.batch_size,
+            plan.config.recordings.compile,
+        )
         shards = divided(plan, expected.parts[IMAGES])
         self.for_actor = (run.folder, *models, *settings, shards, list(sought), *known)
         self.decode = _decoder(self.models, plan.config.recordings.shard_size)

@@ -56,11 +56,12 @@ class RecordLane(RecordShard):
         workers: Workers,
         dtype: str,
         batch_size: int | Literal["auto"],
+        compiled: bool,
         shards: Shards,
         sought: Sequence[Sought],
         *known: ImageScores,
     ) -> None:
-        super().__init__(folder, targets, clips, workers, dtype, batch_size, keep="test")
+        super().__init__(folder, targets, clips, workers, dtype, batch_size, compiled, keep="test")
         self.shards, self.sought = shards, list(sought)
         scores = iter(known)
         self.scorers: list[Scorer | _Known] = [

@@ -172,6 +172,13 @@ class Layout:
         checkpoints = [self._total(n, before) for n in range(len(self.blocks))] if before else []
         return [self.contents, *self.names, *checkpoints]
 
+    @property
+    def of_concepts(self) -> list[str]:
+        """Those that stay and hold concepts among themselves, which no network has a part in."""
+        alone = [number for number, block in enumerate(self.blocks) if block.column is None]
+        count = len(self.lanes)
+        return [self._total(n, lanes) for n in alone for lanes in (count, count - 1) if lanes]
+
     def arrays(self) -> dict[str, np.ndarray]:
         """What the file of contents holds."""
         files = np.array([name.rsplit("/", 1)[-1] for name in self.names])

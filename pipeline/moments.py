@@ -46,6 +46,7 @@ from pipeline.scores import (
 )
 from pipeline.screening import screened
 from pipeline.storage import Folder
+from pipeline.store import fetch_moments, share_moments
 from pipeline.targets import Column, columns_of
 
 #: Rows that are multiplied at once, at least.
@@ -69,6 +70,7 @@ def gather_moments(run: Run, plan: Plan, expected: Expected) -> None:
             if not run.is_fresh(table, made):
                 run.withdraw(table)
                 layout = _gather(run, plan, expected, explainer, facts)
+                share_moments(run, layout)
                 run.prune(layout.path, layout.lasting)
                 run.prune(f"{layout.path}/lanes", [])
                 run.commit(table, table, made, len(layout.names))
@@ -89,6 +91,7 @@ def _gather(
     else:
         raise made_while_recording(moments_table(explainer.name))
     layout = layout_of(run, plan, expected, explainer, positions)
+    fetch_moments(run, layout)
     stretches = layout.lacking(run)
     if stretches and not keep_all:
         raise made_while_recording(layout.path)

@@ -21,7 +21,7 @@ import scipy.sparse
 import torch
 from jaxtyping import Float
 from scipy.special import ndtri
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from actors.clip import load_clip
 from actors.decode import Decoder
@@ -156,7 +156,8 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
 
 
 def _count(plan: Plan, split: str) -> int:
-    return plan.index.rows["split"].to_pylist().count(split)
+    count: int = plan.index.rows["split"].to_pylist().count(split)
+    return count
 
 
 def _spread(plan: Plan, count: int) -> list[dict[str, Any]]:
@@ -283,9 +284,10 @@ def _search(settings: FitConfig, rng: np.random.Generator) -> float:
     pieces = dict(zip(names, np.array_split(np.arange(1024), len(names)), strict=True))
     concepts = {name: ConceptMoments.of(scores[rows]) for name, rows in pieces.items()}
     cross = {name: CrossMoments.of(scores[r], activations[r]) for name, r in pieces.items()}
-    blocks: Any = blocks_to_fit(concepts), blocks_to_fit(cross)
+    first: Any = blocks_to_fit(concepts)
+    second: Any = blocks_to_fit(cross)
     texts = [f"concept {number}" for number in range(CONCEPTS)]
-    seconds = _timed(lambda: explanation_rows(*blocks, texts, settings))
+    seconds = _timed(lambda: explanation_rows(first, second, texts, settings))
     return seconds / (NEURONS * CONCEPTS)
 
 

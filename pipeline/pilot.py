@@ -22,7 +22,6 @@ from pipeline.concepts import (
     known_activity_rows,
     score_tables,
 )
-from pipeline.config import RecordingsConfig
 from pipeline.engine import Workers
 from pipeline.expected import (
     ACTIVATIONS,
@@ -53,7 +52,7 @@ class Pilot:
     def __init__(self, run: Run, plan: Plan, workers: Workers, dtype: str) -> None:
         self._whole, self._whole_plan = run, plan
         self._workers, self._dtype = workers, dtype
-        self.run = Run(run.folder.path(FOLDER))
+        self.run = Run(run.folder.path(FOLDER), run.store)
         self._recorded: tuple[Plan, Expected] | None = None
 
     def decide(self, expected: Expected) -> None:
@@ -126,7 +125,10 @@ class Pilot:
 
 
 def _sampled(plan: Plan) -> Plan:
-    """The same plan for the sample alone, everything of which is kept; its simulators are left out."""
+    """The same plan for the sample alone, everything of which is kept; its simulators are left out.
+
+    What is recorded of a sample is of no use to other runs, and lies in the run.
+    """
     config = plan.config
     splits = plan.index.rows["split"].to_pylist()
     used = np.array(splits) != "test"
@@ -141,11 +143,14 @@ def _sampled(plan: Plan) -> Plan:
         attributes=attributes.take(rows).combine_chunks() if attributes.num_columns else attributes,
     )
     # The limit on images that cannot be used is for all images, not for a sample.
-    recordings = RecordingsConfig(shard_size=config.recordings.shard_size, max_quarantined=1.0)
+    kept = {"keep": "all", "max_quarantined": 1.0}
+    recordings = config.recordings.model_copy(update=kept)
     explained = {explainer.name for explainer in plan.explainers}
     return replace(
         plan,
-        config=config.model_copy(update={"recordings": recordings, "simulators": []}),
+        config=config.model_copy(
+            update={"recordings": recordings, "simulators": [], "store": None}
+        ),
         index=index,
         shards=cut_shards(index, recordings.shard_size),
         clips={name: clip for name, clip in plan.clips.items() if name in explained},

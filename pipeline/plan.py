@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from actors.clip import Clip, check_clip, load_clip
+from actors.directions import DirectionSet, directions_fingerprint, load_directions
 from actors.fingerprint import state_fingerprint
 from actors.layers import LayerInfo, assign_poolings, check_layers, describe_layers, match_layers
 from actors.targets import Target, load_target
 from actors.views import Preprocess, split_transform
-from core.errors import ConfigError, SourceError
-from pipeline.concepts_config import Calibration
+from core.directions import Directions
+from core.errors import ConfigError, LayerError, RecordingError, SourceError, close_names
+from core.labels import Hierarchy
+from pipeline.concept_lists import read_concepts, read_hierarchy
+from pipeline.concepts_config import Calibration, ConceptsConfig, SimulatorConfig
 from pipeline.config import Config
-from pipeline.explainers import (
-    ExplainerPlan,
-    plan_explainer,
-    read_concept_list,
-    read_hierarchy,
-)
+from pipeline.explainers import ExplainerPlan, plan_explainer
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.rundir import FORMAT_VERSION
 from pipeline.sources import ImageIndex, read_index
+from pipeline.target_config import DirectionsConfig
 
 #: Fewest images that a split needs for its correlations to be defined at all.
 MIN_SPLIT_IMAGES = 3
@@ -51,6 +54,35 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class DirectionsPlan:
+    """Directions of a layer, checked: their file is there and fits the layer."""
+
+    settings: DirectionsConfig
+    neurons: int
+    """Width of the layer that they read."""
+    fingerprint: str
+
+    def load(self) -> DirectionSet:
+        """Read them again, on whatever machine.
+
+        Raises:
+            LayerError: The file is missing or does not fit the layer.
+            RecordingError: The file is another one than when the run was planned.
+        """
+        wanted = self.settings
+        directions = _read(wanted, self.neurons)
+        by_token = wanted.apply == "token"
+        found = directions_fingerprint(directions, by_token)
+        if found != self.fingerprint:
+            raise RecordingError(
+                f"{wanted.path} holds other directions on this worker than where the run was planned; "
+                "give every node the same files"
+            )
+        poolings = tuple(dict.fromkeys(wanted.pooling))
+        return DirectionSet(wanted.name, wanted.layer, poolings, by_token, directions, found)
+
+
+@dataclass(frozen=True)
 class TargetPlan:
     """The network to explain, checked: its layers exist, run once, and can be pooled as asked."""
 
@@ -59,8 +91,15 @@ class TargetPlan:
     base: Path
     preprocess: Preprocess
     layers: dict[str, tuple[str, ...]]
+    """Poolings by layer, and by set of directions, which count as layers after those of the network."""
     infos: dict[str, LayerInfo]
     fingerprint: str
+    directions: dict[str, DirectionsPlan] = field(default_factory=dict)
+
+    @property
+    def own_layers(self) -> dict[str, tuple[str, ...]]:
+        """Poolings by layer of the network."""
+        return {name: p for name, p in self.layers.items() if name not in self.directions}
 
     @property
     def neurons(self) -> int:
@@ -69,8 +108,22 @@ class TargetPlan:
 
 
 @dataclass(frozen=True)
+class LabelTexts:
+    """What the labels of training images are called; what a calibration is measured on."""
+
+    labels: tuple[str, ...]
+    places: tuple[int, ...]
+    """Position of each label's text."""
+    texts: tuple[str, ...]
+    """All different."""
+
+
+@dataclass(frozen=True)
 class ClipPlan:
-    """A vision-language model, checked, with the calibration of its concept scores."""
+    """A vision-language model, checked, with the calibration of its concept scores.
+
+    Slope and shift are NaN where they are to be measured on labels and have not been yet.
+    """
 
     name: str
     model: str
@@ -79,6 +132,8 @@ class ClipPlan:
     slope: float
     shift: float
     fingerprint: str
+    labels: LabelTexts | None = None
+    """What slope and shift are measured on, where the configuration asks for it."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +156,32 @@ def prepare(config: Config) -> Plan:
         UsageError: Something cannot work; the message says what, and what to do.
     """
     hierarchies = {c.name: read_hierarchy(c.hierarchy) for c in config.concepts if c.hierarchy}
-    lists = {c.name: read_concept_list(c.concepts) for c in config.concepts if c.concepts}
+    lists = {c.name: read_concepts(c.concepts) for c in config.concepts if c.concepts}
     models = _clip_models(config)
     for model, _ in models.values():
         check_clip(model, base=config.base)
     index = read_index(config.images)
     _check_splits(index)
     explainers = [
-        plan_explainer(c, index, hierarchies.get(c.name), lists.get(c.name))
+        plan_explainer(c, index, hierarchies.get(c.name), lists.get(c.name, []))
         for c in config.concepts
     ]
     target = plan_target(config)
+    if config.recordings.keep == "test" and any(c == "labels" for _, c in models.values()):
+        raise ConfigError(
+            "calibration 'labels' is measured on recorded training images, which recordings.keep "
+            "'test' does not keep; give {a: …, b: …}, as from the table `calibration` of another run"
+        )
     clips = {
         name: _plan_clip(name, model, calibration, config.base)
         for name, (model, calibration) in models.items()
     }
+    named: list[ConceptsConfig | SimulatorConfig] = [*config.concepts, *config.simulators]
+    for one in named:
+        if one.calibration == "labels":
+            known = read_hierarchy(one.hierarchy) if one.hierarchy else None
+            labels = _label_texts(one.name, index, known)
+            clips[one.name] = replace(clips[one.name], labels=labels)
     shards = cut_shards(index, config.recordings.shard_size)
     return Plan(config, index, shards, target, clips, explainers)
 
@@ -151,9 +217,14 @@ def plan_target(config: Config) -> TargetPlan:
     target = load_target(wanted.model, wanted.weights, base=config.base)
     preprocess = split_transform(target.transform)
     names = [name for name, _ in target.module.named_modules() if name]
-    layers = assign_poolings(match_layers(names, wanted.layers), wanted.pooling)
     infos = describe_layers(target.module, image_size(preprocess))
-    layers = check_layers(infos, layers)
+    layers: dict[str, tuple[str, ...]] = {}
+    if wanted.layers:
+        layers = assign_poolings(match_layers(names, wanted.layers), wanted.pooling)
+        layers = check_layers(infos, layers)
+    directions = {some.name: _plan_directions(some, infos) for some in wanted.directions}
+    layers |= {some.name: tuple(dict.fromkeys(some.pooling)) for some in wanted.directions}
+    infos = [*infos, *(info for _, info in directions.values())]
     plan = TargetPlan(
         model=wanted.model,
         weights=wanted.weights,
@@ -162,10 +233,46 @@ def plan_target(config: Config) -> TargetPlan:
         layers=layers,
         infos={info.name: info for info in infos if info.name in layers},
         fingerprint=target_fingerprint(target, preprocess),
+        directions={name: some for name, (some, _) in directions.items()},
     )
     del target
     gc.collect()
     return plan
+
+
+def _plan_directions(
+    wanted: DirectionsConfig, infos: Sequence[LayerInfo]
+) -> tuple[DirectionsPlan, LayerInfo]:
+    """Directions whose file fits their layer, and what they are as a layer."""
+    known = {info.name: info for info in infos}
+    if wanted.name in known:
+        raise LayerError(
+            f"directions are called {wanted.name!r}, as a layer of the network is; give them another name"
+        )
+    if wanted.layer not in known:
+        raise LayerError(
+            f"directions {wanted.name!r}: the network has no layer {wanted.layer!r}"
+            f"{close_names(wanted.layer, known)}; 'neuroscribe layers MODEL' lists them"
+        )
+    check_layers([known[wanted.layer]], {wanted.layer: wanted.pooling})
+    layer = known[wanted.layer]
+    directions = _read(wanted, layer.neurons)
+    count = len(directions.weight)
+    made = directions_fingerprint(directions, wanted.apply == "token")
+    info = LayerInfo(wanted.name, f"directions of {wanted.layer}", (count,), count, 1)
+    return DirectionsPlan(wanted, layer.neurons, made), info
+
+
+def _read(wanted: DirectionsConfig, neurons: int) -> Directions:
+    return load_directions(
+        wanted.path,
+        neurons,
+        weight=wanted.weight,
+        bias=wanted.bias,
+        centre=wanted.centre,
+        nonlinearity=wanted.nonlinearity,
+        k=wanted.k or 0,
+    )
 
 
 def image_size(preprocess: Preprocess) -> tuple[int, int]:
@@ -207,10 +314,20 @@ def _plan_clip(name: str, model: str, calibration: Calibration | str, base: Path
     clip = load_clip(model, base=base)
     if isinstance(calibration, Calibration):
         slope, shift = calibration.a, calibration.b
+    elif calibration == "labels":
+        slope = shift = math.nan
+    elif calibration == "own":
+        if clip.own is None:
+            raise ConfigError(
+                f"{model!r} was not trained with a sigmoid loss and has no calibration of its own; "
+                f"{name!r} can take calibration: labels, or {{a: …, b: …}}"
+            )
+        slope, shift = clip.own
     elif clip.slope is None or clip.shift is None:
         raise ConfigError(
             f"{model!r} carries no calibration of its own and none is published for it; give "
-            f"calibration: {{a: …, b: …}} for {name!r} (concept score = sigmoid(a · (cosine + b)))"
+            f"calibration: labels (measured on the images' labels) or {{a: …, b: …}} for {name!r} "
+            "(concept score = sigmoid(a · (cosine + b)))"
         )
     else:
         slope, shift = clip.slope, clip.shift
@@ -224,6 +341,21 @@ def _plan_clip(name: str, model: str, calibration: Calibration | str, base: Path
         shift=shift,
         fingerprint=clip_fingerprint(clip, preprocess),
     )
+
+
+def _label_texts(name: str, index: ImageIndex, hierarchy: Hierarchy | None) -> LabelTexts:
+    """Texts of the labels that training images have; names of folders lose their underscores."""
+    train = index.rows["label"].filter(pc.equal(index.rows["split"], "train"))
+    labels = sorted(label for label in train.unique().to_pylist() if label)
+    known = hierarchy.classes if hierarchy else {}
+    called = [known.get(label, label.replace("_", " ")) for label in labels]
+    texts = list(dict.fromkeys(called))
+    if len(texts) < 2:
+        raise ConfigError(
+            f"calibration 'labels' of {name!r} needs images with labels, two different ones at least, "
+            f"and the training images have {len(texts)}; set images.label, or give {{a: …, b: …}}"
+        )
+    return LabelTexts(tuple(labels), tuple(texts.index(text) for text in called), tuple(texts))
 
 
 def _check_splits(index: ImageIndex) -> None:

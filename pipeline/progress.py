@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from pipeline.log import is_json, say
 
@@ -87,7 +87,7 @@ class Progress:
             self.stream.flush()
             return
         seconds = max(now - self._start, 1e-9)
-        facts = {
+        facts: dict[str, Any] = {
             "what": self.label,
             "done": self.done,
             "total": self.total,

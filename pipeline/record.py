@@ -14,6 +14,7 @@ from pipeline.expected import Expected
 from pipeline.fused import take_moments
 from pipeline.plan import Plan
 from pipeline.rundir import Run
+from pipeline.store import move_tables
 from pipeline.stream import record_tables, refuse_small_splits
 
 
@@ -28,6 +29,7 @@ def record(run: Run, plan: Plan, expected: Expected, workers: Workers, dtype: st
     """
     with run.stage("record") as facts:
         facts |= {"rows": 0, "bytes": 0, "workers": workers.actors, "dtype": dtype}
+        move_tables(run, expected)
         if plan.config.recordings.keep == "test":
             take_moments(run, plan, expected, workers, dtype, facts)
         record_tables(run, plan, expected, workers, dtype, facts)

@@ -13,18 +13,20 @@ from pydantic_core import PydanticUndefined
 from pipeline.concepts_config import Calibration
 from pipeline.config import Config
 from pipeline.images_config import SplitConfig
+from pipeline.target_config import DirectionsConfig
 
 HEAD = """# Configuration
 
 <!-- Written from the types by `python -m pipeline.reference > docs/configuration.md`. -->
 
 One YAML file. Paths are relative to it. Unknown keys are errors. `run.yaml` in a run directory shows
-every key with the value that was used. `store` is reserved and must be left out.
+every key with the value that was used.
 """
 
 #: Sections that lie inside others, after which section they are shown, and under what title.
 INSIDE: dict[str, tuple[str, type[BaseModel]]] = {
     "images": ("images.split", SplitConfig),
+    "target": ("target.directions (a list)", DirectionsConfig),
     "concepts": ("concepts.calibration, simulators.calibration", Calibration),
 }
 
@@ -34,7 +36,11 @@ def configuration_page() -> str:
     parts = [HEAD]
     for name, field in Config.model_fields.items():
         inside = get_args(field.annotation)
-        for model in models_in(field.annotation):
+        models = models_in(field.annotation)
+        if not models:
+            about = " ".join((field.description or "").split())
+            parts.append(f"## {name}\n\n{about} By default {_default(field)}.\n")
+        for model in models:
             listed = any(get_origin(part) is list for part in (field.annotation, *inside))
             parts.append(_section(f"{name} (a list)" if listed else name, model))
             if name in INSIDE:

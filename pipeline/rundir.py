@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from core.errors import ConfigError, RecordingError, close_names
-from pipeline.storage import Folder
+from pipeline.storage import Folder, is_elsewhere
 
 #: Changes when tables made by an older version must not be taken for fresh.
 FORMAT_VERSION = 1
@@ -33,18 +33,23 @@ def part_name(table_path: str, number: int, fingerprint: str, suffix: str = "par
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A committed table: its path relative to the run, what it was made from, and its rows."""
+    """A committed table: its path relative to the run, or in a store, what it was made from, its rows."""
 
     path: str
     fingerprint: str
     rows: int
+    files: str | None = None
+    """JSON file in the run with the names of the table's parts, where the folder is a store's, which may
+    hold those of other runs too."""
 
 
 class Run:
     """A run directory, local or remote."""
 
-    def __init__(self, url: str | Path | Folder) -> None:
+    def __init__(self, url: str | Path | Folder, store: str | None = None) -> None:
+        """Name a run directory, whether it is there yet or not, and the store that it shares."""
         self.folder = url if isinstance(url, Folder) else Folder(url)
+        self.store = store
 
     @classmethod
     def open(cls, url: str | Path) -> Run:
@@ -87,10 +92,19 @@ class Run:
             )
         return tables[name]
 
-    def commit(self, name: str, path: str, fingerprint: str, rows: int) -> None:
-        """Name a finished table in the manifest; the rename of that file is the commit."""
+    def commit(
+        self, name: str, path: str, fingerprint: str, rows: int, parts: Sequence[str] = ()
+    ) -> None:
+        """Name a finished table in the manifest; the rename of that file is the commit.
+
+        A table that lies in a store needs the names of its parts.
+        """
+        files = None
+        if is_elsewhere(path):
+            files = f"recordings/{name}.json"
+            self.folder.write_json(files, [part.rsplit("/", 1)[-1] for part in parts])
         tables = self.tables()
-        tables[name] = TableEntry(path, fingerprint, rows)
+        tables[name] = TableEntry(path, fingerprint, rows, files)
         self._write_tables(tables)
 
     def withdraw(self, name: str) -> None:
@@ -101,8 +115,8 @@ class Run:
 
     def _write_tables(self, tables: dict[str, TableEntry]) -> None:
         entries = {
-            name: {"path": e.path, "fingerprint": e.fingerprint, "rows": e.rows}
-            for name, e in sorted(tables.items())
+            name: {key: value for key, value in asdict(entry).items() if value is not None}
+            for name, entry in sorted(tables.items())
         }
         self.folder.write_json("manifest.json", {"format": FORMAT_VERSION, "tables": entries})
 
@@ -111,6 +125,8 @@ class Run:
         entry = self.entry(name)
         if entry.path.endswith(".parquet"):
             return [entry.path]
+        if entry.files is not None:
+            return [f"{entry.path}/{file}" for file in self.folder.read_json(entry.files)]
         return [f"{entry.path}/{file}" for file in self.part_files(entry.path)]
 
     def part_files(self, path: str) -> list[str]:
@@ -118,7 +134,12 @@ class Run:
         return [file for file in self.folder.names(path) if _PART.match(file)]
 
     def prune(self, path: str, keep: Sequence[str]) -> None:
-        """Delete parts of our own making that the table no longer needs; nothing else is touched."""
+        """Delete parts of our own making that the table no longer needs; nothing else is touched.
+
+        What lies in a store may be another run's too, and stays.
+        """
+        if is_elsewhere(path):
+            return
         for file in set(self.part_files(path)) - {name.rsplit("/", 1)[-1] for name in keep}:
             self.folder.delete(f"{path}/{file}")
 
@@ -164,7 +185,8 @@ class Run:
         except BaseException as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             took = round(time.time() - begun, 2)
-            self.note(name, state="stopped", reason=why, last_seconds=took, **facts)
+            with suppress(Exception):  # a storage that has failed may not take this either
+                self.note(name, state="stopped", reason=why, last_seconds=took, **facts)
             raise
         seconds = time.time() - begun
         took = round(seconds, 2)

@@ -20,6 +20,7 @@ import yaml
 
 from core.correlation import explanation_correlations
 from core.errors import ConfigError
+from pipeline.calibration import calibrated
 from pipeline.compare import comparison_lines, comparison_table
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.config import parse_config
@@ -31,7 +32,7 @@ from pipeline.fit import BLOCK
 from pipeline.lock import locked
 from pipeline.plan import Plan, prepare
 from pipeline.progress import Progress
-from pipeline.rundir import Run
+from pipeline.rundir import Run, TableEntry
 from pipeline.scores import (
     TEST,
     ScoreSource,
@@ -47,7 +48,10 @@ from pipeline.storage import Folder
 from pipeline.targets import columns_of
 
 #: Raised when the same file and run would give other scores.
-EXTERNAL_VERSION = 1
+EXTERNAL_VERSION = 2
+
+#: Key of a Parquet file's metadata: which of the run's own scores the file was compared with.
+BESIDE = b"neuroscribe.scores"
 
 METHOD_SCORE_SCHEMA = pa.schema(
     [
@@ -62,6 +66,8 @@ METHOD_SCORE_SCHEMA = pa.schema(
         ("correlation", pa.float64()),
         ("ci_low", pa.float64()),
         ("ci_high", pa.float64()),
+        ("concepts", pa.list_(pa.string())),
+        ("weights", pa.list_(pa.float64())),
     ]
 )
 
@@ -111,12 +117,14 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     data = yaml.safe_load(run.folder.read("run.yaml"))
     plan = prepare(parse_config(data, Path.cwd(), source=run.folder.path("run.yaml")))
     # Models may have run in either format when this was recorded, on whatever machine that was.
-    made = (expect(plan, dtype).tables[SCORES] for dtype in ("float32", "bfloat16"))
-    if not any(run.is_fresh(SCORES, one) for one in made):
+    could = (expect(plan, dtype) for dtype in ("float32", "bfloat16"))
+    fresh = next((one for one in could if run.is_fresh(SCORES, one.tables[SCORES])), None)
+    if fresh is None:
         raise ConfigError(
             f"{run.folder.url!r} has no scores of its own to compare with, or its images, models or "
             "settings have changed since; run 'neuroscribe run' on it again first"
         )
+    plan = calibrated(run, plan, fresh)
     table, without = read_explanations(explanations, columns_of(plan), layer)
     known = (_known(table, _places(explainer.concepts)) for explainer in plan.explainers)
     if not plan.config.simulators and not any(pc.any(mask).as_py() for mask in known):
@@ -130,13 +138,26 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     name, path = f"external/{stem}", f"external/{stem}-{whole[:12]}.parquet"
     if not run.is_fresh(name, whole):
         with locked(run.folder), engine(plan.config.ray), stop_signals():
-            run.write(name, path, _score(run, plan, table), whole)
+            made = _score(run, plan, table).replace_schema_metadata({BESIDE: source.encode()})
+            run.write(name, path, made, whole)
     scores = run.read(name)
     confidence = plan.config.simulate.confidence
     compared = comparison_table(run.read(SCORES), scores, confidence)
     factors = [f for e in plan.explainers for f in read_factors(run, e.name).values()]
     plainly = set(table["sharpness"].to_pylist()) == {1.0} != set(factors)
     return Scored(run.folder.path(path), scores, compared, without, confidence, plainly)
+
+
+def external_scores(run: Run) -> dict[str, TableEntry]:
+    """Tables of explanations from elsewhere that were scored beside the run's present ones."""
+    tables = run.tables()
+    beside = tables[SCORES].fingerprint.encode()
+    return {
+        name: entry
+        for name, entry in tables.items()
+        if name.startswith("external/")
+        and (run.read(name, ["neuron"]).schema.metadata or {}).get(BESIDE) == beside
+    }
 
 
 def scored_lines(scored: Scored) -> list[str]:
@@ -278,7 +299,8 @@ def score_block(
     terms = np.ascontiguousarray(scores.T, dtype=np.float64)
     found = explanation_correlations(activations, weights, terms, neurons, confidence)
     size = len(neurons)
-    content = {name: explanations[name] for name in ("layer", "pooling", "neuron", "method")}
+    kept = ("layer", "pooling", "neuron", "method", "concepts", "weights")
+    content = {name: explanations[name] for name in kept}
     content |= {
         "explainer": pa.array([judge.explainer] * size, pa.string()),
         "length": pc.list_value_length(explanations["concepts"]),

@@ -30,7 +30,7 @@ from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.plan import ClipPlan, TargetPlan, clip_fingerprint, target_fingerprint
 from pipeline.sources import fetch
 from pipeline.sources_parquet import ParquetRows
-from pipeline.storage import Folder
+from pipeline.storage import Folder, parquet_bytes
 
 #: Shard number of the rows that fill the last block up to the size of the others.
 PADDING = -1
@@ -77,6 +77,7 @@ class RecordShard:
         workers: Workers,
         dtype: str,
         batch_size: int | Literal["auto"],
+        compiled: bool = False,
         keep: str = "all",
     ) -> None:
         import torch
@@ -93,6 +94,7 @@ class RecordShard:
                 device=workers.device,
                 dtype=dtype,
                 batch_size=batch_size,
+                compiled=compiled,
             )
             for table, p in plans.items()
         }
@@ -153,9 +155,10 @@ class RecordShard:
         else: every later pass, by whatever model, uses the same images.
         """
         good = pc.is_null(block["reason"])
-        if not self.folder.exists(quarantine):
-            bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
-            return block.filter(good), bad.num_rows, self.folder.write_table(quarantine, bad)
+        bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
+        data = parquet_bytes(bad)
+        if self.folder.create(quarantine, data):
+            return block.filter(good), bad.num_rows, len(data)
         known = self.folder.read_table(quarantine, ["image_id"])["image_id"].combine_chunks()
         used = pc.invert(pc.is_in(block["image_id"], value_set=known))
         lost = block.filter(pc.and_(used, pc.invert(good)))
@@ -188,7 +191,8 @@ def _load_target(plan: TargetPlan) -> TargetPart:
     target = load_target(plan.model, plan.weights, base=plan.base)
     if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
         raise RecordingError(_differs(plan.model))
-    return TargetPart(target, plan.layers)
+    directions = [some.load() for some in plan.directions.values()]
+    return TargetPart(target, plan.own_layers, directions)
 
 
 def _load_clip(plan: ClipPlan) -> ClipPart:

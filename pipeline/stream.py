@@ -9,7 +9,9 @@ worker is recorded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,6 @@ from pipeline.expected import (
     QUARANTINE,
     Expected,
     embeddings_table,
-    table_path,
 )
 from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, Plan, Shard, TargetPlan
 from pipeline.progress import Progress
@@ -38,6 +39,9 @@ from pipeline.storage import Folder
 
 #: Shards whose rows of the images table one task writes.
 LANE = 64
+
+#: Small files that are read at once.
+READERS = 16
 
 
 def record_tables(
@@ -85,7 +89,7 @@ def decoded_tables(plan: Plan) -> list[str]:
 
 def missing_parts(run: Run, table: str, expected: Expected) -> list[int]:
     """Numbers of the shards that lack their part of a table."""
-    there = set(run.part_files(table_path(table)))
+    there = set(run.part_files(expected.places[table]))
     names = (name.rsplit("/", 1)[-1] for name in expected.parts[table])
     return [number for number, name in enumerate(names) if name not in there]
 
@@ -104,7 +108,8 @@ def read_quarantine(run: Run, expected: Expected) -> pa.Table:
     lacking = set(missing_parts(run, QUARANTINE, expected))
     names = [n for number, n in enumerate(expected.parts[QUARANTINE]) if number not in lacking]
     schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "reason")])
-    parts = (run.folder.read_table(name).cast(schema) for name in names)
+    with ThreadPoolExecutor(READERS) as pool:  # of a million images there are thousands of parts
+        parts = [part.cast(schema) for part in pool.map(run.folder.read_table, names)]
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
@@ -168,6 +173,7 @@ def _stream(
                 "workers": workers,
                 "dtype": dtype,
                 "batch_size": plan.config.target.batch_size,
+                "compiled": plan.config.recordings.compile,
                 "keep": keep,
             },
             compute=ray.data.ActorPoolStrategy(size=min(workers.actors, len(todo))),
@@ -177,12 +183,13 @@ def _stream(
             num_cpus=1,
         )
     )
-    for row in _reported(stages):
-        count(facts, row)
-        bad += row["quarantined"] if row["shard"] in lacked else 0
-        refuse_above(run, plan, bad)
-        shard = plan.shards[row["shard"]]
-        progress.advance(shard.stop - shard.start)
+    with closing(_reported(stages)) as told:  # a stream that is left early ends here, not later
+        for row in told:
+            count(facts, row)
+            bad += row["quarantined"] if row["shard"] in lacked else 0
+            refuse_above(run, plan, bad)
+            shard = plan.shards[row["shard"]]
+            progress.advance(shard.stop - shard.start)
     progress.close(f"{bad:,} quarantined" if bad else "")
 
 
@@ -238,7 +245,7 @@ def _view_bytes(view: View) -> int:
     return int(np.prod(view.shape)) * (4 if view.whole else 1)
 
 
-def _reported(dataset: Any) -> Iterable[dict[str, Any]]:
+def _reported(dataset: Any) -> Generator[dict[str, Any]]:
     """The rows that the actors report, with errors of our own as they were raised."""
     try:
         yield from dataset.iter_rows()
@@ -307,7 +314,8 @@ def _derive_images(folder: Folder, jobs: Sequence[tuple[str, str, pa.Table]]) ->
 def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
     """Name the finished tables in the manifest and drop parts that are stale."""
     for table, made in expected.of_stage("record").items():
-        run.prune(table_path(table), expected.parts[table])
+        names = expected.parts[table]
+        run.prune(expected.places[table], names)
         if run.is_fresh(table, made):
             continue
         if table == QUARANTINE:
@@ -315,7 +323,7 @@ def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
         else:
             used = plan.index.rows.num_rows - bad.num_rows
             kept = used if table == IMAGES else kept_images(run, plan, ["split"]).num_rows
-            run.commit(table, table_path(table), made, kept)
+            run.commit(table, expected.places[table], made, kept, names)
 
 
 def refuse_small_splits(run: Run) -> None:

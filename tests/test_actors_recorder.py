@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,35 @@ def test_a_gpu_agrees_with_the_cpu(shared: Path, photographs: list[Image.Image])
         assert correlations(values, found["cuda"].activations[key]).min() > 0.9999
     difference = found["cpu"].embeddings["a"] - found["cuda"].embeddings["a"]
     assert np.abs(difference.astype(np.float32)).max() < 2e-3
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiling needs a C++ compiler: c++")
+def test_compiled_passes_give_the_same_activations_whatever_is_beside_an_image() -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, stride=2)
+            self.act = nn.GELU()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.act(self.conv(images)).mean((2, 3)))
+            return out
+
+    torch.manual_seed(0)
+    network = Small()
+    layers = {"conv": ("avg", "max"), "act": ("avg",), "head": ("avg",)}
+
+    def recorder(*, compiled: bool) -> Recorder:
+        part = TargetPart(Target(copy.deepcopy(network), SQUARE, "small"), layers)
+        return Recorder([part], dtype="float32", batch_size=4, compiled=compiled)
+
+    ours, theirs = recorder(compiled=True), recorder(compiled=False)
+    (view,) = ours.views.values()
+    images = np.random.default_rng(3).integers(0, 256, (9, *view.shape)).astype(np.uint8)
+    found = ours.record({view.key: images}).activations
+    for key, values in theirs.record({view.key: images}).activations.items():
+        np.testing.assert_allclose(found[key], values, rtol=2e-3, atol=1e-3)
+        assert np.ptp(values, axis=0).max() > 0
+    again = ours.record({view.key: images[4:7]}).activations
+    assert all(np.array_equal(again[key], values[4:7]) for key, values in found.items())

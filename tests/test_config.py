@@ -78,7 +78,6 @@ def test_the_resolved_configuration_reads_back_as_the_same_configuration(tmp_pat
         ("simulators.0.name", "clip", ["used twice: clip"]),
         ("fit", {"preset": "paper", "tolerance": 0.1}, ["preset 'paper' sets tolerance"]),
         ("fit.search", "forwards", ["fit.search", "forward"]),
-        ("store", "s3://x", ["not built yet"]),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_key_and_what_to_do(

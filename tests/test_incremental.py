@@ -356,7 +356,7 @@ def test_new_concepts_are_summed_where_images_are_recorded_as_among_all_others(
     models = models_of(plan, {ACTIVATIONS, table})
     workers = Workers(actors=1, gpus=0.0, per_node=1)
     lane = RecordLane(
-        run.folder, models.targets, models.clips, workers, "float32", 8, shards, [sought]
+        run.folder, models.targets, models.clips, workers, "float32", 8, False, shards, [sought]
     )
     blocks = [Block(1.5, subset, where) for subset in shards.subsets for where in (None, column)]
     new = np.array([0, 2])

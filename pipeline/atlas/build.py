@@ -8,6 +8,7 @@ file                                   holds
 ``data/overview.js``                   the network at a glance (`pipeline.atlas.overview`)
 ``data/index/<explainer>.js``          the table of neurons (`pipeline.atlas.index`)
 ``data/neurons/<group>/<number>.js``   64 neurons in detail (`pipeline.atlas.details`)
+``data/maps/<group>/<number>.js``      where in pictures the same 64 are active (`.maps`)
 ``data/concepts/<e>/<level>/<n>.js``   concept scores on the shared sample (`.samples`)
 ``data/images/<number>.js``            names, splits and labels of images (`.samples`)
 ``thumbs/<xx>/<row>.jpg``              small pictures; ``xx`` is row modulo 256, in hex
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 import numpy as np
@@ -33,7 +34,10 @@ from pipeline.atlas.data import AtlasData
 from pipeline.atlas.details import neuron_shards
 from pipeline.atlas.encode import script
 from pipeline.atlas.index import index_shard
+from pipeline.atlas.maps import put_maps
+from pipeline.atlas.others import Others
 from pipeline.atlas.overview import overview_of
+from pipeline.atlas.predictions import Predictions
 from pipeline.atlas.samples import concept_shards, image_shards, sample_rows, spread_rows
 
 STYLE = "atlas.css"
@@ -51,7 +55,11 @@ SCRIPTS = (
     "overview.js",
     "table.js",
     "terms.js",
+    "area.js",
+    "failures.js",
+    "others.js",
     "explanation.js",
+    "pictures.js",
     "neuron.js",
     "app.js",
 )
@@ -88,20 +96,27 @@ def build_atlas(data: AtlasData, write: Write) -> None:
     bands = bands_for(len(split))
     sample = sample_rows(split)
 
+    predictions = Predictions(data, catalogue, split)
+    others = Others(data.others, catalogue)
+
+    def put_shard(key: str, value: object) -> None:
+        put(f"data/{key}.js", script(key, value))
+
     shown = np.zeros(len(split), bool)
     shown[sample] = True
+    shown_by: list[list[np.ndarray]] = []
     for number, group in enumerate(catalogue.groups):
         activations = _activations(data, group)
-        shards = neuron_shards(group, activations, catalogue, bands, sample)
+        shown_by.append([])
+        shards = neuron_shards(group, activations, catalogue, bands, sample, predictions, others)
         for shard, (value, rows) in enumerate(shards):
-            shown[rows] = True
-            key = f"neurons/{number}/{shard}"
-            put(f"data/{key}.js", script(key, value))
+            shown[np.concatenate(rows)] = True
+            shown_by[-1] += rows
+            put_shard(f"neurons/{number}/{shard}", value)
     _write_shared(data, catalogue, np.flatnonzero(shown), sample, split, names, put)
-    put(
-        "data/overview.js",
-        script("overview", overview_of(data, catalogue, bands, sample, sizes)),
-    )
+    maps = data.heat_maps and put_maps(data.heat_maps, catalogue.groups, shown_by, put_shard)
+    about = overview_of(data, catalogue, bands, sample, sizes)
+    put_shard("overview", about | {"tests": len(predictions.rows), "maps": maps})
     _write_page(data.title, put, digest.hexdigest)
 
 
@@ -137,11 +152,22 @@ def _write_page(title: str, put: Write, version: Callable[[], str]) -> None:
     assets = resources.files("pipeline.atlas") / "assets"
     for name in (STYLE, *SCRIPTS):
         put(f"assets/{name}", (assets / name).read_bytes())
-    build = version()
+    put("index.html", page_of("index.html", title, SCRIPTS, version()))
+
+
+def page_of(name: str, title: str, scripts_of: Sequence[str], build: str) -> bytes:
+    """A page that loads scripts of exactly one build.
+
+    Args:
+        name: Of the asset that the page is made from.
+        title: Shown as it is, whatever it holds.
+        scripts_of: Scripts in the order in which they are loaded.
+        build: What tells this build's files from those of others.
+    """
     scripts = "\n".join(
-        f'  <script defer src="assets/{name}?v={build}"></script>' for name in SCRIPTS
+        f'  <script defer src="assets/{script}?v={build}"></script>' for script in scripts_of
     )
-    page = (assets / "index.html").read_text(encoding="utf-8")
+    page = (resources.files("pipeline.atlas") / "assets" / name).read_text(encoding="utf-8")
     for mark, text in (
         ("<!--scripts-->", scripts),
         ("<!--style-->", f'<link rel="stylesheet" href="assets/{STYLE}?v={build}">'),
@@ -149,7 +175,7 @@ def _write_page(title: str, put: Write, version: Callable[[], str]) -> None:
         ("<!--title-->", html.escape(title)),  # last: a title may look like one of the marks
     ):
         page = page.replace(mark, text)
-    put("index.html", page.encode())
+    return page.encode()
 
 
 def _activations(data: AtlasData, group: NeuronGroup) -> np.ndarray:

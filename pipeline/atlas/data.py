@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from actors.heat_maps import Maps
 from core.errors import RecordingError
 
 EXPLANATION_COLUMNS = (
@@ -62,6 +63,9 @@ DEGENERATE_COLUMNS = ("explainer", "concept", "status", "same_as")
 CONCEPT_COLUMNS = ("explainer", "position", "concept")
 IMAGE_COLUMNS = ("image_id", "split")
 
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Images, by row, and neurons, by number in their layer, of equal number."""
+
 FIT_CHECK = "explainer"
 """Simulator name of the explainer's own score: a check of the fit, not a simulation."""
 
@@ -75,6 +79,19 @@ class ScoreMatrix(Protocol):
 
     def __getitem__(self, places: tuple[np.ndarray, ...], /) -> np.ndarray:
         """A part: ``scores[np.ix_(rows, concepts)]`` for ascending rows."""
+
+
+class HeatMaps(Protocol):
+    """Maps of neurons of convolutional layers, made when an atlas asks for them."""
+
+    inset: float
+    """Share of a square picture, on each side, that the network does not see."""
+
+    def shape(self, layer: str) -> tuple[int, int] | None:
+        """Height and width of the maps of a layer; None where its neurons have no place."""
+
+    def read(self, wanted: Mapping[str, Pairs]) -> Mapping[str, Maps]:
+        """Maps of pairs of an image and a neuron, by layer: rows of images, and neurons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +136,19 @@ class AtlasData:
     """``(explainer, factor)`` -> concept scores at that sharpness, ``(images, concepts)``, of which
     the rows and concepts that are needed are read, and never the whole."""
 
+    simulated_scores: Callable[[str, str, float], ScoreMatrix] | None = None
+    """``(simulator, explainer, factor)`` -> a simulator's scores of the explainer's concepts, read
+    like `concept_scores`; None where no other model is there."""
+
     thumbnails: Callable[[Sequence[int]], Iterator[tuple[int, bytes]]] | None = None
     """Rows of images -> ``(row, JPEG bytes)`` of small pictures (96-128 px), in any order. A
     row that cannot be shown may be left out. None builds an atlas without pictures."""
+
+    heat_maps: HeatMaps | None = None
+    """Where in images neurons are active; None builds an atlas without."""
+
+    others: Sequence[pa.Table] = ()
+    """Explanations by other methods with their scores, a row for each judge."""
 
     sanity: pa.Table | None = None
     """What each measure did in the two sanity tests; None where they were not made."""

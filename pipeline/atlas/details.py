@@ -8,17 +8,21 @@ record for each of `NEURONS_PER_SHARD` consecutive neurons of the group:
 * ``values``: null where an activation is not finite, else ``min``, ``max``, ``mean``, ``spread``
   (standard deviation), ``zero`` (share of images at exactly 0), ``histogram`` (counts in
   `HISTOGRAM_BINS` equal bins from min to max), ``rows`` and ``levels`` (rows of the images shown,
-  band by band as the overview lists the bands, and their activations), and ``sample`` (float16
-  activations of the overview's sample of images);
+  band by band as the overview lists the bands, and their activations), ``sample`` (float16
+  activations of the overview's sample of images) and ``bins`` (mean activation and number of test
+  images in each bin of the area chart);
 * ``by``: for each explainer null, or ``status``, ``chosen`` (the chosen length, 0 for none),
   ``concepts`` (numbers of the concepts used at any length), ``synonyms`` (for each term of the
   chosen length the texts that could stand in for it, or null), ``measures`` (for each simulator the
-  values of the overview's ``measures``, or null) and ``path``, a list over lengths of
-  ``[length, bias, train correlation, validation correlation, terms, weights, scores, shares,
-  stability, gap]``, where terms index ``concepts``, scores hold ``[correlation, low, high]`` or
-  null per simulator, shares are of the neuron's variance, stability is the share of folds that
+  values of the overview's ``measures``, or null), ``profile`` (null where activations are; float16,
+  the mean score of each of ``concepts`` in each bin), ``worst`` (for each simulator null, or two
+  lists, predicted too high and too low, of ``[row, predicted, recorded]``) and ``path``, a list over
+  lengths of ``[length, bias, train correlation, validation correlation, terms, weights, scores,
+  shares, stability, gap]``, where terms index ``concepts``, scores hold ``[correlation, low, high]``
+  or null per simulator, shares are of the neuron's variance, stability is the share of folds that
   selected a term again (null where no folds were kept), and gap is validation minus test
-  correlation by the explainer itself.
+  correlation by the explainer itself. Correlations, scores, shares and gap are in 1/10,000;
+* ``others``: explanations of the neuron by other methods (`pipeline.atlas.others`).
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ from jaxtyping import Float, Float16, Int
 
 from pipeline.atlas.bands import Band, rankings
 from pipeline.atlas.catalogue import ABSENT, STATUSES, Catalogue, ExplainerCatalogue, NeuronGroup
-from pipeline.atlas.encode import correlations, half_precision, significant
+from pipeline.atlas.encode import correlations, half_precision, significant, ten_thousandths
+from pipeline.atlas.others import Others
+from pipeline.atlas.predictions import Failure, Predictions
 
 NEURONS_PER_SHARD = 64
 HISTOGRAM_BINS = 40
@@ -47,7 +53,9 @@ def neuron_shards(
     catalogue: Catalogue,
     bands: Sequence[Band],
     sample: Int[np.ndarray, " sample"],
-) -> Iterator[tuple[Record, Int[np.ndarray, " rows"]]]:
+    predictions: Predictions,
+    others: Others,
+) -> Iterator[tuple[Record, list[Int[np.ndarray, " rows"]]]]:
     """The shards of one layer and pooling, in order.
 
     Args:
@@ -56,9 +64,11 @@ def neuron_shards(
         catalogue: Explanations and scores of the whole network.
         bands: Bands of ranks; their pictures are chosen here.
         sample: Rows of the images whose activations every neuron keeps.
+        predictions: Of test images.
+        others: Explanations by other methods.
 
     Yields:
-        A shard's value, and the rows of the images that it shows.
+        A shard's value, and for each of its neurons the rows of the images that its page shows.
     """
     ranks = np.concatenate([band.picks() for band in bands]) if bands else np.empty(0, np.int64)
     for first in range(0, len(group.neurons), NEURONS_PER_SHARD):
@@ -74,8 +84,15 @@ def neuron_shards(
             used = sorted({c for each in explanations if each for c in each["concepts"]})
             texts.append({str(number): explainer.concepts[number] for number in used})
             by.append(explanations)
-        for record, *each in zip(records, *by, strict=True):
+        for place, (record, *each) in enumerate(zip(records, *by, strict=True)):
             record["by"] = each
+            record["others"] = others.of(start + place)
+            if record["values"] is not None and record["values"]["max"] > record["values"]["min"]:
+                actual = values[predictions.rows, place].astype(np.float64)
+                failed = _describe_predictions(
+                    record, start + place, actual, catalogue, predictions
+                )
+                shown[place] = np.union1d(shown[place], failed)
         yield {"neurons": records, "concepts": texts}, shown
 
 
@@ -84,8 +101,8 @@ def _describe_activations(
     values: Float16[np.ndarray, "images neurons"],
     ranks: Int[np.ndarray, " ranks"],
     sample: Int[np.ndarray, " sample"],
-) -> Int[np.ndarray, " rows"]:
-    """Put ``values`` into each record; return the rows of the images that are shown."""
+) -> list[Int[np.ndarray, " rows"]]:
+    """Put ``values`` into each record; return the rows of the images that each one shows."""
     finite = np.isfinite(values).all(axis=0)
     wide = np.where(finite, values, 0).astype(np.float64)
     means = significant(wide.mean(axis=0))
@@ -116,8 +133,45 @@ def _describe_activations(
             "rows": rows[number].tolist(),
             "levels": levels[number * len(ranks) : (number + 1) * len(ranks)],
             "sample": half_precision(values[sample, number]),
+            "bins": None,
         }
-    return np.unique(rows[finite])
+    return [np.unique(own if there else own[:0]) for own, there in zip(rows, finite, strict=True)]
+
+
+def _describe_predictions(
+    record: Record,
+    neuron: int,
+    actual: Float[np.ndarray, " tests"],
+    catalogue: Catalogue,
+    predictions: Predictions,
+) -> Int[np.ndarray, " rows"]:
+    """Put bins, profiles and failures into a record; return the rows of images that failed."""
+    cut = order, starts = predictions.bins(actual)
+    counts = np.diff(np.append(starts, len(actual)))
+    means = np.add.reduceat(actual[order], starts) / counts
+    record["values"]["bins"] = [significant(means, 4), counts.tolist()]
+    failed: set[int] = set()
+    for explainer, own in zip(catalogue.explainers, record["by"], strict=True):
+        if own is None or not own["path"]:
+            continue
+        level = int(explainer.level[neuron])
+        concepts = np.array(own["concepts"], dtype=np.int64)
+        own["profile"] = half_precision(predictions.profile(explainer, level, concepts, cut))
+        if not explainer.chosen[neuron]:
+            continue
+        row = int(explainer.rows[neuron, explainer.chosen[neuron]])
+        found = predictions.failures(explainer, level, row, actual)
+        own["worst"] = [
+            None if one is None else [[_failure(failure) for failure in side] for side in one]
+            for one in found
+        ]
+        failed |= {row for one in found if one for side in one for row, _, _ in side}
+    return np.array(sorted(failed), dtype=np.int64)
+
+
+def _failure(failure: Failure) -> list[float | None]:
+    row, *numbers = failure
+    return [row, *significant(np.array(numbers), 4)]
 
 
 def _histogram(rising: Float[np.ndarray, " images"]) -> list[int]:
@@ -139,13 +193,13 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
     concepts = explainer.term_concepts[terms].tolist()
     weights = significant(explainer.term_weights[terms])
     bias = significant(explainer.bias[rows])
-    train = correlations(explainer.train[rows])
-    validation = correlations(explainer.validation[rows])
-    shares = correlations(explainer.term_shares[terms])
+    train = ten_thousandths(explainer.train[rows])
+    validation = ten_thousandths(explainer.validation[rows])
+    shares = ten_thousandths(explainer.term_shares[terms])
     stability = correlations(explainer.term_stability[terms])
-    gaps = correlations(explainer.gap[rows])
+    gaps = ten_thousandths(explainer.gap[rows])
     synonyms = explainer.synonyms.take(pa.array(rows)).to_pylist()
-    scores = correlations(explainer.scores[:, start + place, lengths])
+    scores = ten_thousandths(explainer.scores[:, start + place, lengths])
     simulators = explainer.scores.shape[0]
 
     measured = np.moveaxis(explainer.measures[:, :, start:stop], 0, -1)
@@ -168,6 +222,8 @@ def _explanations(explainer: ExplainerCatalogue, start: int, stop: int) -> list[
                         marks_of[at * names : (at + 1) * names] if known.flat[at] else None
                         for at in range(neuron - start, known.size, stop - start)
                     ],
+                    "profile": None,
+                    "worst": None,
                     "path": [],
                 }
             )

@@ -21,7 +21,7 @@ from pipeline.atlas.effects import effects_of
 from pipeline.atlas.encode import correlations, plain
 from pipeline.atlas.samples import CONCEPTS_PER_SHARD, IMAGES_PER_SHARD
 
-FORMAT = 3
+FORMAT = 4
 """Version of the atlas's shards; the page refuses others."""
 
 SCORE_BINS = 80

@@ -7,7 +7,7 @@
   "use strict";
 
   const { h } = atlas;
-  const FORMAT = 3; // of the shards; see pipeline/atlas/overview.py
+  const FORMAT = 4; // of the shards; see pipeline/atlas/overview.py
   const main = document.getElementById("main");
   const scrolled = new Map(); // how far down each address was left
   let drawn = 0;

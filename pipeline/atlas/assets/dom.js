@@ -41,6 +41,10 @@
     return entries.length ? "?" + new URLSearchParams(entries) : "";
   }
 
+  /** What may be wider than its place: scrolled by keyboard as well as by hand. */
+  atlas.scroll = (label, ...children) =>
+    atlas.h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, children);
+
   /** Exclusive choice between a few options, as buttons. */
   atlas.choice = function (label, options, current, choose) {
     const buttons = options.map(([value, text]) =>

@@ -45,7 +45,7 @@
       return [
         h("p", { class: "aside" },
           "Mean score of the chosen linear explanations, and of explanations by one concept made from the same recordings: the single concept that correlates best, and the concept that CLIP-Dissect names from the most activating images."),
-        h("div", { class: "scroll" }, h("table", { class: "measures" },
+        atlas.scroll("Scores by layer and method", h("table", { class: "measures" },
           h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), several && h("th", { scope: "col" }, "Explainer"),
             methods.map((method) => h("th", { scope: "col", class: "number" }, text(method))),
             methods.slice(1).map((method) => h("th", { scope: "col", class: "number" }, "linear better than ", text(method))))),
@@ -144,7 +144,7 @@
       return [
         h("p", { class: "aside" },
           "Accuracy and loss of the network on test images when every explained neuron of a layer does as its explanation says, beside the network as it is and with every neuron at its mean. Kept: the way from the mean to the network as it is."),
-        h("div", { class: "scroll" }, h("table", { class: "measures" },
+        atlas.scroll("All neurons of a layer replaced", h("table", { class: "measures" },
           h("thead", {}, h("tr", {}, ["Layer", "Explainer"].map((name) => h("th", { scope: "col" }, name)),
             ["Neurons", "Accuracy", "explained", "at the mean", "kept", "Loss", "explained", "at the mean", "kept"].map((name) =>
               h("th", { scope: "col", class: "number" }, name)))),

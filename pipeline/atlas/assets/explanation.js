@@ -6,9 +6,11 @@
 
   /** An entry of a path, by name (see pipeline/atlas/details.py). */
   function entry([length, bias, train, validation, terms, weights, scores, shares, stability, gap], concepts) {
+    const whole = (value) => (value === null ? null : value / 10000);
     return {
-      length, bias, train, validation, concepts: terms.map((t) => concepts[t]), weights, scores,
-      shares, stability, gap,
+      length, bias, terms, concepts: terms.map((t) => concepts[t]), weights, stability,
+      train: whole(train), validation: whole(validation), gap: whole(gap),
+      scores: scores.map((score) => score && score.map(whole)), shares: shares.map(whole),
     };
   }
 
@@ -18,10 +20,12 @@
    * @param group    the number of the neuron's layer and pooling
    * @param record   the neuron's explanations by this explainer
    * @param texts    concept texts by concept number
-   * @param actual   activations on the sample, or null
-   * @param describe place in the sample -> content of a tip
+   * @param values   the neuron's activations, or null
+   * @param about    pictures of the page
    */
-  atlas.explanationCard = function (overview, number, group, record, texts, actual, describe) {
+  atlas.explanationCard = function (overview, number, group, record, texts, values, about) {
+    const actual = values && values.sample ? atlas.half(values.sample) : null;
+    const describe = (place) => about.card(overview.sample[place], actual[place]);
     const explainer = overview.explainers[number];
     const several = overview.explainers.length > 1;
     const title = h("h2", {}, several ? text(explainer.name) : ["Explained by ", text(explainer.name)]);
@@ -54,6 +58,8 @@
     const reset = h("button", { type: "button", class: "reset", onclick: () => { slider.value = start; show(start); } },
       "back to the chosen length");
     const scatter = actual ? plots.scatter(actual, describe) : null;
+    const area = values && values.bins && values.bins[0].length > 2 && record.profile
+      ? atlas.areaChart(values.bins, atlas.half(record.profile)) : null;
     let spreads = null, sampled = null; // by concept number, once the concept shards are there
 
     function show(place) {
@@ -69,10 +75,16 @@
       slider.setAttribute("aria-valuetext", format.counted(one.length, "concept"));
       drawScores(scores, overview, one);
       measures.hidden = !chosen;
+      if (area) area.draw(one, texts);
       if (sampled && scatter) scatter.draw(predict(one, sampled, actual.length));
     }
 
     const card = h("article", { class: "explanation" }, title, equation, terms.element, scores, measures, trouble,
+      area && h("div", { class: "panel area-panel" },
+        h("h3", {}, "What each term adds along the activation range"),
+        area.element,
+        h("p", { class: "aside" },
+          `Mean over ${format.counted(overview.tests, "test image")}, binned by activation: weight times concept score, raising terms stacked upwards from the bias and lowering ones downwards.`)),
       h("div", { class: "panels" },
         h("div", { class: "panel" },
           h("h3", {}, "Length ", label, " ", reset),
@@ -81,7 +93,8 @@
           h("h3", {}, "Predicted and actual"),
           scatter.element,
           h("p", { class: "aside" }, `${sampleText(overview)}, predicted from `,
-            text(explainer.name), "\u2019s own concept scores. On the line the prediction is exact."))));
+            text(explainer.name), "\u2019s own concept scores. On the line the prediction is exact."))),
+      atlas.failures(overview, record.worst, about));
     show(start);
 
     loadConcepts(overview, number, group, record.concepts).then((loaded) => {

@@ -34,7 +34,7 @@
       const chance = p >= 0 && row[p] !== null ? `p ${small(row[p])}, ` : "";
       return `${chance}q ${small(value)}`;
     };
-    return h("div", { class: "scroll" }, h("table", { class: "measures" },
+    return atlas.scroll("Other measures", h("table", { class: "measures" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Predicted by"),
         wanted.map((name) => h("th", { scope: "col", class: "number" },
           atlas.tip(h("span", { class: "gap", tabindex: 0 }, NAMES[name][0]), () => h("p", {}, NAMES[name][1])))))),
@@ -53,12 +53,12 @@
       h("p", { class: "aside" },
         "A measure should fall when a prediction misses half of the images on which its concept is present, and when it names as many wrong ones. ",
         "Shares of this run\u2019s best predicted neurons for which it did."),
-      h("div", { class: "columns" }, shown.map((explainer) => h("div", { class: "scroll" },
+      h("div", { class: "columns" }, shown.map((explainer) => atlas.scroll(`Measures, ${explainer.name}`,
         h("table", { class: "measures" },
           h("thead", {}, h("tr", {}, h("th", { scope: "col" }, text(explainer.name)),
             h("th", { scope: "col", class: "number" }, "Missing"),
             h("th", { scope: "col", class: "number" }, "Extra"),
-            h("th", { scope: "col" }, ""))),
+            h("th", { scope: "col" }, "Verdict"))),
           h("tbody", {}, explainer.sanity.map(([metric, , missing, extra, passes]) => h("tr", {},
             h("th", { scope: "row" }, NAMES[metric] ? NAMES[metric][0] : text(metric)),
             h("td", { class: "number" }, share(missing)),

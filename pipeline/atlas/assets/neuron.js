@@ -26,19 +26,18 @@
     if (!live()) return;
     const record = shard.neurons[found.place % size];
     const { values } = record;
-    const about = images(overview, values, live);
-    const sample = values && values.sample ? atlas.half(values.sample) : null;
-    const describeSample = (place) => about.card(overview.sample[place], sample[place]);
+    const about = atlas.pictures(overview, found, record, live);
 
     const by = record.by.map((one, e) => [one, e]).filter(([one]) => one);
     const explained = by.some(([one]) => one.path.length);
     const status = by.length ? (by.find(([one]) => one.status === "ok") || by[0])[0].status : "absent";
     const cards = explained
-      ? by.map(([one, e]) => atlas.explanationCard(overview, e, found.group, one, shard.concepts[e], sample, describeSample))
+      ? by.map(([one, e]) => atlas.explanationCard(overview, e, found.group, one, shard.concepts[e], values, about))
       : [h("p", { class: "notice large" }, h("b", {}, status === "ok" ? "no explanation" : status), ": ",
         status === "ok" ? "no concept predicts this neuron." : `${atlas.statusText[status]}.`)];
     main.replaceChildren(head(overview, found), h("div", { class: "neuron-page" },
-      h("div", { class: "explanations" }, cards, explained && atlas.termsNote(overview.folds)),
+      h("div", { class: "explanations" }, cards, explained && atlas.termsNote(overview.folds),
+        atlas.others(overview, record, shard.concepts)),
       h("div", { class: "evidence" },
         values && (values.max > values.min
           ? [bandsOf(overview, values, about), distribution(overview, values)]
@@ -96,49 +95,6 @@
     };
   }
 
-  /** What is known of the images of this page; filled in as their shards arrive. */
-  function images(overview, values, live) {
-    const known = new Map();
-    const wanted = values ? new Set([...values.rows, ...overview.sample]) : new Set();
-    const shards = new Set([...wanted].map((row) => Math.floor(row / overview.images.per_shard)));
-    for (const shard of shards) {
-      atlas.load(`images/${shard}`).then((value) => {
-        if (!live()) return;
-        value.rows.forEach((row, place) => {
-          if (!wanted.has(row)) return;
-          known.set(row, {
-            id: value.ids[place],
-            path: value.paths ? value.paths[place] : null,
-            label: value.label ? value.label[place] : null,
-            split: value.split[place] >= 0 ? overview.images.splits[value.split[place]][0] : null,
-          });
-        });
-      }, () => {}); // names of images are a help, not a need
-    }
-    const source = (row) =>
-      atlas.versioned(`thumbs/${(row % 256).toString(16).padStart(2, "0")}/${row}.jpg`);
-    const picture = (row, alt) => {
-      const blank = () => h("span", { class: "blank" }, text((known.get(row) || {}).label || `image ${row}`));
-      if (!overview.images.pictures) return blank();
-      const image = h("img", { src: source(row), alt, loading: "lazy", decoding: "async" });
-      image.addEventListener("error", () => image.replaceWith(blank()));
-      return image;
-    };
-    const facts = (row, level) => {
-      const one = known.get(row) || {};
-      return [
-        one.label && h("p", {}, h("b", {}, text(one.label))),
-        h("p", {}, `activation ${format.value(level)}`, one.split && ` \u00b7 ${one.split}`),
-        one.id && h("p", { class: "faint" }, text(one.path || one.id)),
-      ].filter(Boolean);
-    };
-    return {
-      picture,
-      facts,
-      card: (row, level) => [h("div", { class: "tip-picture" }, picture(row, "")), ...facts(row, level)],
-    };
-  }
-
   /** The bands with the range of activation that each spans. */
   function spans(overview, values) {
     let at = 0;
@@ -156,7 +112,8 @@
 
   function bandsOf(overview, values, about) {
     return h("section", { class: "bands" },
-      h("h2", {}, "Images by activation"),
+      h("div", { class: "heading" }, h("h2", {}, "Images by activation"), about.control),
+      about.note,
       spans(overview, values).map((band) => h("div", { class: "band-row" },
         h("div", { class: "band-name" },
           h("h3", {}, h("i", { class: `swatch b${band.shade}`, "aria-hidden": "true" }), band.name),

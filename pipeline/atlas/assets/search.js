@@ -70,9 +70,18 @@
       return { terms, bias: terms.length ? columns.bias[neuron] : null };
     }
 
+    /** Whether some term of the explanation that stands for a neuron lowers it. */
+    lowers(neuron, view) {
+      const columns = this.explainers.get(view.pick[neuron]);
+      for (let t = columns.offset[neuron]; t < columns.offset[neuron + 1]; t++) {
+        if (columns.weight[t] < 0) return true;
+      }
+      return false;
+    }
+
     /**
      * Neurons that pass, in order.
-     * @param wanted {explainer, simulator, query, layer, pooling, status, least, sort, down}
+     * @param wanted {explainer, simulator, query, layer, pooling, status, least, length, sign, sort, down}
      */
     find(wanted) {
       const view = this.view(wanted.explainer, wanted.simulator);
@@ -92,6 +101,8 @@
         if (status >= 0 && view.status[n] !== status) continue;
         if (least !== null && view.score[n] < least) continue;
         if (matches && !matches[n]) continue;
+        if (wanted.length && view.length[n] !== wanted.length) continue;
+        if (wanted.sign && !(view.length[n] && this.lowers(n, view) === (wanted.sign === "lowering"))) continue;
         found[count++] = n;
       }
       return { view, neurons: trailing(found.subarray(0, count), wanted, view) };
@@ -101,14 +112,8 @@
     order(wanted, view) {
       const key = `order ${wanted.sort} ${wanted.explainer} ${wanted.simulator} ${wanted.down}`;
       return this.remember(key, () => {
-        const order = Uint32Array.from({ length: this.total }, (_, n) => n);
         const column = { score: view.score, length: view.length }[wanted.sort];
-        if (column) {
-          // Ties stay in the order of the network, also when the list is read from its end.
-          const back = wanted.down ? -1 : 1;
-          order.sort((a, b) => column[a] - column[b] || back * (a - b));
-        }
-        return order;
+        return column ? rising(column, wanted.down) : Uint32Array.from({ length: this.total }, (_, n) => n);
       });
     }
 
@@ -146,6 +151,11 @@
       }
     }
 
+    /** Make what the first search needs, ahead of it. */
+    prepare() {
+      for (const [number, columns] of this.explainers) this.postings(number, columns);
+    }
+
     /** For each concept, the neurons whose chosen explanation uses it. */
     postings(number, columns) {
       return this.remember(`postings ${number}`, () => {
@@ -174,6 +184,23 @@
 
   atlas.Search.BEST = BEST;
   atlas.Search.NONE = NONE;
+
+  /**
+   * Places of a column of 16-bit integers in rising order, by counting. Equal values keep the order
+   * of the network, or turn it round for a list that is read from its end.
+   */
+  function rising(column, fromEnd) {
+    const places = new Uint32Array(column.length);
+    const start = new Uint32Array((1 << 16) + (1 << 15) + 1);
+    for (const value of column) start[value + 32769]++;
+    for (let i = 1; i < start.length; i++) start[i] += start[i - 1];
+    const last = column.length - 1;
+    for (let i = 0; i <= last; i++) {
+      const n = fromEnd ? last - i : i;
+      places[start[column[n] + 32768]++] = n;
+    }
+    return places;
+  }
 
   function decode(shard) {
     const length = atlas.column(shard.length);

@@ -17,7 +17,7 @@ window.atlas = {};
     values.set(key, value);
     for (const old of values.keys()) {
       if (values.size <= KEPT) break;
-      if (/^(neurons|concepts)\//.test(old) && old !== key) values.delete(old);
+      if (/^(neurons|concepts|maps)\//.test(old) && old !== key) values.delete(old);
     }
   };
 
@@ -53,6 +53,9 @@ window.atlas = {};
     for (let i = 0; i < raw.length; i++) array[i] = raw.charCodeAt(i);
     return array.buffer;
   }
+
+  /** Bytes of base64 text. */
+  atlas.bytes = (text) => new Uint8Array(bytes(text));
 
   let halves = null; // every float16 by its bits
 

@@ -1,0 +1,169 @@
+"""Pictures of an atlas: thumbnails, and maps of where neurons are active in them.
+
+Both need the images themselves once more, of which tasks fetch those that some page shows. In the order
+of the index, images in one Parquet file or row group are read one after the other.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+
+from actors.decode import decode
+from actors.heat_maps import BATCH, HeatMapper, Maps, has_map, map_shape, seen_share
+from actors.targets import load_target
+from core.errors import RecordingError, UnreadableImage
+from pipeline.atlas.data import Pairs
+from pipeline.columns import array_of
+from pipeline.engine import Workers, run_tasks
+from pipeline.plan import Plan, TargetPlan, target_fingerprint
+from pipeline.replays import Replayers
+from pipeline.sources import fetch
+from pipeline.sources_parquet import ParquetRows
+
+#: Longer side of an image in the atlas, in pixels, and its JPEG quality.
+THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 112, 82
+
+#: Images that one task makes small.
+THUMBNAILS_PER_TASK = 256
+
+
+def index_rows(plan: Plan, images: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Rows of the index of some of the atlas's images, in their order."""
+    index = plan.index.rows
+    wanted = images["image_id"].take(pa.array(rows, pa.int64()))
+    return index.take(pc.index_in(wanted, value_set=index["image_id"].combine_chunks()))
+
+
+def thumbnails(plan: Plan, images: pa.Table, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """Small pictures of some images, fetched again from where they are.
+
+    Args:
+        plan: Says where images are.
+        images: The atlas's images.
+        rows: Ascending rows of it. An image that cannot be read any more is left out.
+    """
+    wanted = index_rows(plan, images, rows).select(["url", "offset", "length", "stamp"])
+    calls = []
+    for start in range(0, len(rows), THUMBNAILS_PER_TASK):
+        chunk = [int(row) for row in rows[start : start + THUMBNAILS_PER_TASK]]
+        calls.append((chunk, wanted.slice(start, len(chunk)).to_pylist()))
+    for _, pictures in run_tasks(_make_small, calls):
+        yield from pictures
+
+
+def _make_small(rows: Sequence[int], places: Sequence[dict[str, Any]]) -> list[tuple[int, bytes]]:
+    pictures = []
+    with closing(ParquetRows()) as opened:
+        for row, place in zip(rows, places, strict=True):
+            try:
+                image = decode(fetch(place, opened))
+            except (OSError, UnreadableImage):
+                continue
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            sink = io.BytesIO()
+            image.save(sink, "JPEG", quality=THUMBNAIL_QUALITY)
+            pictures.append((row, sink.getvalue()))
+    return pictures
+
+
+class HeatMapTask:
+    """Holds the target on a worker; keeps maps of neurons in decoded images."""
+
+    def __init__(
+        self, plan: TargetPlan, layers: Sequence[str], workers: Workers, dtype: str
+    ) -> None:
+        if workers.device == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
+        target = load_target(plan.model, plan.weights, base=plan.base)
+        if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
+            raise RecordingError(
+                f"{plan.model!r} has other weights on this worker than where the run was planned; "
+                "give every node the same files"
+            )
+        self._mapper = HeatMapper(target, layers, workers.device, getattr(torch, dtype))
+
+    def maps(self, shard: pa.Table, number: int, wanted: Mapping[str, Pairs]) -> Any:
+        """Maps in one batch of images; an image that cannot be read any more has none."""
+        found = self._mapper.maps(array_of(shard["view0"], self._mapper.view), wanted)
+        lost = np.asarray(pc.is_valid(shard["reason"]))
+        for layer, (rows, _) in wanted.items():
+            found[layer].low[lost[rows]] = np.nan
+        return number, found
+
+
+class RunHeatMaps:
+    """Maps of a run's neurons, for `pipeline.atlas.data.AtlasData`."""
+
+    def __init__(self, plan: Plan, images: pa.Table, workers: Workers, dtype: str) -> None:
+        self._plan, self._images, self._workers, self._dtype = plan, images, workers, dtype
+        self.inset = (1.0 - seen_share(plan.target.preprocess.view)) / 2
+
+    def shape(self, layer: str) -> tuple[int, int] | None:
+        """Height and width of the maps of a layer; None where its neurons have no place."""
+        info = self._plan.target.infos[layer]
+        return map_shape(info) if has_map(info) else None
+
+    def read(self, wanted: Mapping[str, Pairs]) -> dict[str, Maps]:
+        """Run the target over the images of all pairs once, a batch to a call."""
+        rows = np.unique(np.concatenate([pairs[0] for pairs in wanted.values()]))
+        found = {}
+        for layer, pairs in wanted.items():
+            shape = self.shape(layer)
+            assert shape is not None
+            count = len(pairs[0])
+            ends = (np.full(count, np.nan, np.float32) for _ in range(2))
+            found[layer] = Maps(np.zeros((count, *shape), np.uint8), *ends)
+        # Pairs of each layer, by the number of the batch that their image is in.
+        batch_of = {
+            layer: np.searchsorted(rows, pairs[0]) // BATCH for layer, pairs in wanted.items()
+        }
+        order = {layer: np.argsort(batch, kind="stable") for layer, batch in batch_of.items()}
+        cuts = {
+            layer: np.searchsorted(
+                batch_of[layer][order[layer]], np.arange(-(-len(rows) // BATCH) + 1)
+            )
+            for layer in wanted
+        }
+
+        def own(layer: str, number: int) -> np.ndarray:
+            return order[layer][cuts[layer][number] : cuts[layer][number + 1]]
+
+        def calls() -> Iterator[tuple[pa.Table, tuple[Any, ...]]]:
+            index = index_rows(self._plan, self._images, rows.tolist())
+            for number, start in enumerate(range(0, len(rows), BATCH)):
+                asked = {
+                    layer: (np.searchsorted(rows, pairs[0][mine]) - start, pairs[1][mine])
+                    for layer, pairs in wanted.items()
+                    if len(mine := own(layer, number))
+                }
+                yield index.slice(start, BATCH).combine_chunks(), (number, asked)
+
+        made = ray.remote(HeatMapTask).options(
+            num_cpus=1, num_gpus=self._workers.gpus, max_restarts=3, max_task_retries=3
+        )
+        target = self._plan.target
+        actors = [
+            made.remote(target, list(wanted), self._workers, self._dtype)
+            for _ in range(self._workers.actors)
+        ]
+        try:
+            for number, maps in Replayers(actors, target.preprocess.view).map("maps", calls()):
+                for layer, some in maps.items():
+                    mine = own(layer, number)
+                    found[layer].cells[mine] = some.cells
+                    found[layer].low[mine] = some.low
+                    found[layer].high[mine] = some.high
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+        return found
