@@ -35,13 +35,13 @@ ACTOR, TASKS = 5.0, 1.0
 PROCESS = 700 * 1024**2
 
 #: Images that the atlas shows for a neuron, of which many are shown for others as well; bytes of each.
-SHOWN, THUMBNAIL = 40, 3_000
+SHOWN, THUMBNAIL = 40, 2_400
 
-#: Bytes on disk of a row of paths and explanations, and of scores; seconds to write either.
-PATH_BYTES, SCORE_BYTES, ROW_SECONDS = 270, 24, 6e-5
+#: Bytes on disk of a row of paths and explanations together, and of scores; seconds to write either.
+PATH_BYTES, SCORE_BYTES, ROW_SECONDS = 270, 29, 6e-5
 
-#: Seconds that the atlas takes for a neuron, and an image decoded and made small, beside decoding.
-PAGE_SECONDS, SMALL_SECONDS = 2e-3, 2e-3
+#: Seconds and bytes that the atlas takes for an explanation; seconds to make an image small, once decoded.
+PAGE_SECONDS, PAGE_BYTES, SMALL_SECONDS = 2e-3, 3_300, 2e-3
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class Work:
             seconds,
             rows=todo,
             unit="neurons",
-            written=2 * rows * PATH_BYTES,
+            written=rows * PATH_BYTES,
             memory=memory,
         )
 
@@ -352,7 +352,7 @@ class Work:
             shown,
             "pictures",
             TASKS + seconds,
-            shown * THUMBNAIL + pages * 6_000,
+            shown * THUMBNAIL + pages * PAGE_BYTES,
             2 * PROCESS + images * (6 * widest + 1024),
             other=shown * (pace.decode + SMALL_SECONDS) + pages * PAGE_SECONDS,
         )
