@@ -109,7 +109,13 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     workers = Workers(actors=1, gpus=1.0 if device == "cuda" else 0.0, per_node=1)
     begun = time.perf_counter()
     shard = RecordShard(
-        folder, models.targets, models.clips, workers, dtype, plan.config.target.batch_size
+        folder,
+        models.targets,
+        models.clips,
+        workers,
+        dtype,
+        plan.config.target.batch_size,
+        compiled=plan.config.recordings.compile,
     )
     load = time.perf_counter() - begun
     seconds, sizes, embeddings, read = {}, {}, {}, 0.0
