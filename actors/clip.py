@@ -52,6 +52,8 @@ class Clip:
     """What is added to the cosine before the slope; None likewise."""
     name: str
     """The model as it was asked for."""
+    own: tuple[float, float] | None = None
+    """Slope and shift that it was trained with; None where it was not trained with a sigmoid loss."""
 
     def to(self, device: str | torch.device) -> Clip:
         """Move both towers, in place."""
@@ -155,15 +157,16 @@ def load_clip(model: str, pretrained: str | None = None, base: Path | None = Non
             "the network is reachable"
         ) from error
     module = module.eval().requires_grad_(False)
-    slope, shift = PUBLISHED.get(f"{name}/{tag}") or _own_calibration(module)
-    return Clip(module, transform, tokenizer, slope, shift, model)
+    own = _own_calibration(module)
+    slope, shift = PUBLISHED.get(f"{name}/{tag}") or own or (None, None)
+    return Clip(module, transform, tokenizer, slope, shift, model, own)
 
 
-def _own_calibration(module: Any) -> tuple[float, float] | tuple[None, None]:
+def _own_calibration(module: Any) -> tuple[float, float] | None:
     """A sigmoid loss trains sigmoid(scale · cosine + bias), which is the form used here."""
     bias = getattr(module, "logit_bias", None)
     if bias is None:
-        return None, None
+        return None
     slope = math.exp(float(module.logit_scale))
     return slope, float(bias) / slope
 

@@ -7,6 +7,7 @@ always in the same words, so that reasons can be counted.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -108,12 +109,19 @@ class Decoder:
         try:
             data = self.fetch(row)
         except OSError as error:
-            return f"cannot be read: {type(error).__name__}", {}
+            return f"cannot be read: {_why(error)}", {}
         try:
             image = decode(data)
             return None, {key: view.apply(image) for key, view in self.views.items()}
         except UnreadableImage as error:
             return error.reason, {}
+
+
+def _why(error: OSError) -> str:
+    """The kind of a fault in reading; what the system calls it where its class does not say."""
+    if type(error) is OSError and error.errno:
+        return os.strerror(error.errno).lower()
+    return type(error).__name__
 
 
 def _load(image: Image.Image) -> None:

@@ -28,7 +28,7 @@ from core.errors import ConfigError, NeuroscribeError, ShapeError
 FLOAT16_MAX = 65504.0
 """Largest finite value that activations are stored with."""
 
-_CPU_BATCH, _CUDA_BATCH = 32, 256
+AUTO_BATCH = {"cpu": 32, "cuda": 256}
 """Images in one pass. On a CPU more gain nothing, and the last batch is filled up to this size."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -131,7 +131,7 @@ class Recorder:
         self.dtype = resolve_dtype(self.device, dtype)
         self._halving = batch_size == "auto"
         if batch_size == "auto":
-            batch_size = _CUDA_BATCH if self.device.type == "cuda" else _CPU_BATCH
+            batch_size = AUTO_BATCH[self.device.type]
         self._runners = [
             _Runner(part, self.device, self.dtype, batch_size, compiled) for part in parts
         ]

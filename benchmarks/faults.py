@@ -1,6 +1,6 @@
 """A bounded random sequence of faults, and whether the tables end with the bits of an undisturbed run.
 
-    python benchmarks/faults.py [--faults 60] [--seed 0] [--seconds 1500] [--results FILE.json]
+    python benchmarks/faults.py [--faults 60] [--nodes 2] [--seed 0] [--seconds 1500] [--results FILE.json]
 
 A small real run (drawn images, an ablated network that takes its time, PNG files) is carried out again and
 again on a Ray cluster of processes on this machine: by turns into a run directory on a disk of 64 MB, and
@@ -44,7 +44,6 @@ from pipeline.rundir import Run
 STAGES = ("record", "moments", "fit", "simulate", "ablate", "report")
 ANYWHERE = ("worker", "node", "driver", "stop")
 IMAGES, SHARD = 400, 10
-NODES = 2
 
 #: Seconds of an outage, and those that one start may take.
 OUTAGE, LIMIT = 10.0, 240.0
@@ -166,7 +165,7 @@ class Harm:
                 with suppress(ProcessLookupError):
                     os.kill(self.rng.choice(workers), signal.SIGKILL)
         elif kind == "node":
-            self.nodes.kill_node(self.rng.randrange(NODES))
+            self.nodes.kill_node(self.rng.randrange(self.nodes.count))
             time.sleep(1.0)
             self.nodes.add_node()
         elif kind == "driver":
@@ -204,6 +203,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--each", type=int, default=8, help="faults in one run; default: 8")
+    parser.add_argument("--nodes", type=int, default=2, help="of the cluster, with two CPUs each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1500.0, help="begin no run after these")
     parser.add_argument("--results", type=Path)
@@ -226,7 +226,7 @@ def main() -> int:
         assert whole.wait(LIMIT) == 0, (folder / "whole.txt").read_text()
         expected = digests(Run.open(folder / "whole"))
 
-        nodes = stack.enter_context(cluster(NODES))
+        nodes = stack.enter_context(cluster(chosen.nodes))
         harm = Harm(nodes, s3, rng)
         stack.callback(harm.end)
         here = write_config(folder, str(folder / "images"), nodes.address)
@@ -250,9 +250,10 @@ def main() -> int:
             if harm.lost:
                 print(harm.lost[-1], file=sys.stderr, flush=True)
     tally = {
-        "command": f"python benchmarks/faults.py --faults {chosen.faults} --seed {chosen.seed}",
+        "command": " ".join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
         "machine": machine(),
         "ray": metadata.version("ray"),
+        "nodes": chosen.nodes,
         "faults": len(harm.done),
         "runs": runs,
         "starts": harm.starts,

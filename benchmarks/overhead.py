@@ -31,7 +31,7 @@ from pipeline.expected import expect
 from pipeline.plan import Plan, cut_shards, prepare
 from pipeline.sources import INDEX_SCHEMA, ImageIndex
 
-IMAGES, STARTS = 600, 5
+IMAGES, STARTS = 600, 4
 
 
 def start(config: Path, out: Path) -> dict[str, float]:

@@ -52,7 +52,7 @@ def vit() -> ClipPart:
 
 def raw_seconds(part: Part, recorder: Recorder, batches: torch.Tensor, count: int) -> float:
     """The model alone over `count` images in batches that lie on the device."""
-    module = recorder._runners[0]._module
+    module = recorder._runners[0].module
     begun = time.perf_counter()
     # The recorder's own rules: no TensorFloat-32, kernels that give the same bits every time.
     rules = torch.backends.cudnn.flags(

@@ -1,4 +1,4 @@
-"""Concept scores from embeddings, their calibration, and which concepts occur at all."""
+"""Concept scores from embeddings, and which concepts occur at all."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy.optimize import minimize
 from scipy.special import expit
 
-from core.errors import ConceptError, ShapeError
+from core.errors import ShapeError
 from core.products import LEFT_TILE, RIGHT_TILE, centred_columns, padded, product_of_tiles
 
 HIGHEST: Final = 5
 """How many of a concept's highest scores decide whether it occurs in the images."""
-
-SLOPES: Final = (0.1, 150.0)
-SHIFTS: Final = (-1.0, 1.0)
 
 
 def sigmoid_scores(
@@ -155,84 +151,3 @@ class ConceptActivity:
         top_mean = self.top[: min(HIGHEST, self.count)].mean(axis=0)
         std = np.sqrt(self.scatter / self.count)
         return np.asarray((top_mean >= min_top_mean) & (std >= min_std))
-
-
-def calibrate(
-    cosines: Shaped[np.ndarray, "images texts"], matches: Bool[np.ndarray, "images texts"]
-) -> tuple[float, float]:
-    """Slope and shift that make scores of labelled images probabilities.
-
-    Minimises the mean binary cross-entropy of ``σ(slope · (cos + shift))``: on a grid over a
-    histogram of the cosines first, then exactly by bounded quasi-Newton steps.
-
-    Args:
-        cosines: Cosines between embeddings of images and of texts.
-        matches: True where the text is true of the image.
-
-    Returns:
-        Slope in [0.1, 150] and shift in [-1, 1]. Where no slope is too steep, because the cosines
-        separate matches from the rest completely, the slope is the largest.
-
-    Raises:
-        ShapeError: Arrays of different shape.
-        ConceptError: No match at all, nothing but matches, or cosines that are not finite.
-    """
-    if cosines.shape != matches.shape:
-        raise ShapeError(f"cosines {cosines.shape} and matches {matches.shape} must fit together")
-    found = int(matches.sum())
-    if not 0 < found < matches.size:
-        raise ConceptError(
-            f"{found} of {matches.size} pairs of image and text are matches; a calibration needs "
-            "some that are and some that are not; give a and b in the configuration instead"
-        )
-    cosine, match = cosines.ravel().astype(np.float64), matches.ravel()
-    if not np.isfinite(cosine).all():
-        raise ConceptError("cosines that are not finite cannot be calibrated; record them again")
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        slope, shift = parameters
-        logit = slope * (cosine + shift)
-        entropy = np.logaddexp(0.0, logit).mean() - logit[match].sum() / logit.size
-        error = expit(logit)
-        error[match] -= 1.0
-        gradient = np.array([np.mean(error * (cosine + shift)), slope * error.mean()])
-        # The slope is measured in hundreds, the shift in tenths: one scale for both steps.
-        return float(entropy), gradient
-
-    start = _best_of_grid(cosine, match)
-    unit = np.array([start[0], 1.0 / start[0]])
-
-    def scaled_loss(steps: np.ndarray) -> tuple[float, np.ndarray]:
-        entropy, gradient = loss(steps * unit)
-        return entropy * 1e3, gradient * unit * 1e3
-
-    bounds = [(low / u, high / u) for (low, high), u in zip((SLOPES, SHIFTS), unit, strict=True)]
-    best = minimize(
-        scaled_loss,
-        start / unit,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 500},
-    )
-    slope, shift = best.x * unit
-    return float(np.clip(slope, *SLOPES)), float(np.clip(shift, *SHIFTS))
-
-
-def _best_of_grid(
-    cosine: Float[np.ndarray, " pairs"], match: Bool[np.ndarray, " pairs"]
-) -> Float[np.ndarray, " slope_and_shift"]:
-    """Best slope and shift of a grid, for cosines rounded to a thousand bins."""
-    bins = 1000
-    place = np.clip(((cosine + 1.0) * (bins / 2)).astype(np.int64), 0, bins - 1)
-    total = np.bincount(place, minlength=bins).astype(np.float64)
-    matched = np.bincount(place[match], minlength=bins)
-    centre = (np.arange(bins) + 0.5) * (2 / bins) - 1.0
-    shifts = np.linspace(*SHIFTS, 201)
-    best = (np.inf, 1.0, 0.0)
-    for slope in np.geomspace(*SLOPES, 60):
-        logit = slope * (centre + shifts[:, None])
-        entropy = (np.logaddexp(0.0, logit) * total - logit * matched).sum(axis=1)
-        place_of_best = int(entropy.argmin())
-        best = min(best, (float(entropy[place_of_best]), float(slope), shifts[place_of_best]))
-    return np.array(best[1:])

@@ -41,6 +41,8 @@ def account_page(facts: Mapping[str, Any]) -> str:
     """The page, from the facts that `pipeline.account.account` gives."""
     kind, headline = _HEADLINES.get(facts["exit_code"], ("failed", "Failed"))
     changed = facts["changes"]
+    # The page lies beside the atlas, so that both may be moved.
+    atlas = '<p><a href="atlas/index.html">Atlas</a></p>' if facts["atlas"] else ""
     body = [
         f'<h1 class="{kind}">{headline}</h1>',
         f'<p class="soft">{escape(facts["run"])}</p>',
@@ -51,7 +53,7 @@ def account_page(facts: Mapping[str, Any]) -> str:
         body.append(f'<p class="{kind}">{escape(facts["reason"])}</p>')
     if facts["state"] != "done":
         body.append(f"<p>Last success: {facts['last_success'] or 'none yet'}.</p>")
-    body += ["<h2>What changed</h2>", *(f"<p>{line}</p>" for line in _change_lines(facts))]
+    body += [atlas, "<h2>What changed</h2>", *(f"<p>{line}</p>" for line in _change_lines(facts))]
     body += _settings(changed["settings"])
     body += _explanations(changed.get("neurons", {}).get("changed_most", []))
     body += _scores(changed.get("scores", []))
@@ -102,7 +104,7 @@ def _settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     if not settings:
         return []
     rows = [(row["key"], _given(row["before"]), _given(row["after"])) for row in settings]
-    return ["<h2>Settings that differ</h2>", _table(("key", "before", "now"), rows)]
+    return ["<h2>Settings that differ</h2>", _table("Settings", ("key", "before", "now"), rows)]
 
 
 def _given(value: str | None) -> str:
@@ -124,7 +126,7 @@ def _explanations(changed: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in changed
     ]
     head = ("neuron", "explainer", "before", "now", "similarity")
-    return ["<h2>Explanations that changed most</h2>", _table(head, rows, {4})]
+    return ["<h2>Explanations that changed most</h2>", _table("Explanations", head, rows, {4})]
 
 
 def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -142,7 +144,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         )
     head = ("layer", "explainer", "scored by", "neurons", "mean correlation", "change")
-    return ["<h2>Scores</h2>", _table(head, rows, {3, 4, 5})] if rows else []
+    return ["<h2>Scores</h2>", _table("Scores", head, rows, {3, 4, 5})] if rows else []
 
 
 def _failures(changed: Mapping[str, Any]) -> list[str]:
@@ -150,7 +152,7 @@ def _failures(changed: Mapping[str, Any]) -> list[str]:
     images = changed.get("images", {})
     if bad := images.get("quarantine"):
         rows = [(row["path"], row["reason"]) for row in bad]
-        lines += ["<h2>Images quarantined now</h2>", _table(("image", "reason"), rows)]
+        lines += ["<h2>Images quarantined now</h2>", _table("Images", ("image", "reason"), rows)]
         lines += _and_more(images["newly_quarantined"] - len(rows), "quarantine.parquet")
     if failed := changed.get("neurons", {}).get("failed"):
         text = ", ".join(escape(name) for name in failed)
@@ -175,10 +177,12 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in stages
     ]
     head = ("stage", "state", "seconds", "rows", "rows/s", "MB")
-    return ["<h2>Stages</h2>", _table(head, rows, {2, 3, 4, 5})]
+    return ["<h2>Stages</h2>", _table("Stages", head, rows, {2, 3, 4, 5})]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+def _table(
+    label: str, head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()
+) -> str:
     right = set(numbers)
 
     def cells(row: Sequence[str], tag: str) -> str:
@@ -190,6 +194,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable
     lines = [f"<tr>{cells(row, 'td')}</tr>" for row in rows]
     # What scrolls can be reached by keyboard.
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
         f"<thead><tr>{cells(head, 'th')}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )
+    run.add_argument(
+        "--force", action="store_true", help="redo these stages, or all, although they are fresh"
+    )
 
     plan = add("plan", _plan, "What a run would take on this machine; touches nothing.")
     settings(plan)
@@ -115,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     layers.add_argument("--match", nargs="+", metavar="PATTERN", help="only layers that match")
 
+    concepts = add("concepts", _concepts, "Concepts of lists, one a line, and where they are from.")
+    concepts.add_argument("lists", nargs="+", metavar="LIST", help="as in the configuration")
+
     show = add("show", _show, "One neuron in the terminal.")
     show.add_argument("run", metavar="RUN")
     show.add_argument("neuron", metavar="LAYER:NEURON")
@@ -140,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("run_b", metavar="RUN_B")
     diff.add_argument("--limit", type=int, default=20, help="neurons to list; default: 20")
     diff.add_argument("--out", metavar="FILE", help="write the whole table there, as Parquet")
+    diff.add_argument("--atlas", metavar="FOLDER", help="write a page there, with links to atlases")
 
     serve = add("serve", _serve, "The atlas on loopback, until Ctrl-C.")
     serve.add_argument("run", metavar="RUN")
@@ -155,7 +163,7 @@ def _run(chosen: argparse.Namespace) -> int:
     from pipeline.show import summary_lines
 
     config = load_config(chosen.config, chosen.set)
-    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds)
+    summary = execute(config, chosen.out, chosen.stage, chosen.max_seconds, chosen.force)
     print("\n".join(summary_lines(summary)))
     return summary.exit_code
 
@@ -244,6 +252,20 @@ def _layers(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _concepts(chosen: argparse.Namespace) -> int:
+    from pipeline.concept_lists import provenance, read_concepts, union
+
+    lists = read_concepts(chosen.lists)
+    print("\n".join(union(lists)))
+    for row in provenance(lists):
+        print(
+            f"{row['list']}: {row['concepts']:,} concepts, {row['added']:,} of them new; "
+            f"{row['source']}; licence: {row['licence']}",
+            file=sys.stderr,
+        )
+    return 0
+
+
 def _show(chosen: argparse.Namespace) -> int:
     from pipeline.rundir import Run
     from pipeline.show import neuron_lines
@@ -278,8 +300,10 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _diff(chosen: argparse.Namespace) -> int:
+    from pipeline.atlas.compare import build_comparison
     from pipeline.diff import diff_lines, diff_runs, table_place
     from pipeline.rundir import Run
+    from pipeline.storage import Folder
 
     out = table_place(chosen.out) if chosen.out else None
     diff = diff_runs(Run.open(chosen.run_a), Run.open(chosen.run_b))
@@ -288,6 +312,10 @@ def _diff(chosen: argparse.Namespace) -> int:
         folder, name = out
         folder.write_table(name, diff.table)
         print(f"\nTable: {folder.path(name)}")
+    if chosen.atlas is not None:
+        page = Folder(chosen.atlas)
+        build_comparison(diff, page.url, lambda name, content: page.write(name, content))
+        print(f"\nPage: {page.path('index.html')}")
     return 0
 
 

@@ -19,8 +19,10 @@ from actors.clip import load_clip
 from core.concept_scores import ConceptActivity, sigmoid_scores
 from core.errors import ConceptError, ConfigError, RecordingError
 from pipeline.columns import matrix, vectors
+from pipeline.concept_lists import provenance
 from pipeline.engine import run_tasks
 from pipeline.expected import (
+    CONCEPT_LISTS,
     CONCEPTS,
     IMAGES,
     Expected,
@@ -46,12 +48,23 @@ def score_concepts(run: Run, plan: Plan, expected: Expected) -> None:
     """
     with run.stage("concepts") as facts:
         facts["rows"] = facts["bytes"] = 0
+        _write_lists(run, plan, expected)
         score_tables(run, plan, expected, facts)
         if not run.is_fresh(CONCEPTS, expected.tables[CONCEPTS]):
             if plan.config.recordings.keep == "test":
                 raise made_while_recording(CONCEPTS)
             rows = pa.concat_tables([activity_rows(run, e) for e in plan.explainers])
             run.write(CONCEPTS, "concepts.parquet", rows, expected.tables[CONCEPTS])
+
+
+def _write_lists(run: Run, plan: Plan, expected: Expected) -> None:
+    """Say where the concepts of each explainer are from."""
+    made = expected.tables.get(CONCEPT_LISTS)
+    if made is not None and not run.is_fresh(CONCEPT_LISTS, made):
+        rows = [
+            {"explainer": e.name, **row} for e in plan.explainers for row in provenance(e.lists)
+        ]
+        run.write(CONCEPT_LISTS, "concept_lists.parquet", pa.Table.from_pylist(rows), made)
 
 
 def score_tables(run: Run, plan: Plan, expected: Expected, facts: dict[str, Any]) -> None:

@@ -31,24 +31,29 @@ class ConceptsConfig(Strict):
     kind: Literal["labels", "attributes", "open_clip", "table"]
     """`labels` (with superclasses), `attributes` (columns beside the images), `open_clip` or `table`."""
     hierarchy: str | None = None
-    """`labels`: JSON file with classes and superclasses."""
+    """`labels`: JSON file with classes and superclasses; `calibration: labels` takes the texts of labels
+    from it."""
     columns: list[str] | None = None
     """`attributes`: columns of the manifest or Parquet files; by default every boolean one."""
     path: str | None = None
     """`table`: Parquet with `image_id` and one numeric column per concept."""
     model: str | None = None
     """`open_clip`: `local-dir:PATH`, `hf-hub:NAME`, `NAME/TAG`."""
-    concepts: str | None = None
-    """`open_clip`: text file, one concept a line."""
-    calibration: Literal["auto"] | Calibration = "auto"
-    """`open_clip`: `auto` is the model's own or the published one; or `{a: …, b: …}`."""
+    concepts: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """`open_clip`: text file with one concept a line, or `imagenet1k`, `torchvision:WEIGHTS.NAME`,
+    `words:20000`, `wordnet:nouns`, `wordnet:superclasses`, `hierarchy:FILE`; or a list of these, whose
+    concepts count once each, in the order of the lists."""
+    calibration: Literal["auto", "own", "labels"] | Calibration = "auto"
+    """`open_clip`: `auto` is the published one, else the model's own; `own` is the model's own; `labels`
+    is measured on the labels of training images; or `{a: …, b: …}`."""
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> ConceptsConfig:
         allowed = {
             "labels": {"hierarchy"},
             "attributes": {"columns"},
-            "open_clip": {"model", "concepts", "calibration"},
+            "open_clip": {"model", "concepts", "calibration"}
+            | ({"hierarchy"} if self.calibration == "labels" else set()),
             "table": {"path", "columns"},
         }[self.kind]
         given = {
@@ -73,8 +78,10 @@ class SimulatorConfig(Strict):
     """What the simulator is called; not `explainer`."""
     model: str
     """`local-dir:PATH`, `hf-hub:NAME` or `NAME/TAG`."""
-    calibration: Literal["auto"] | Calibration = "auto"
+    calibration: Literal["auto", "own", "labels"] | Calibration = "auto"
     """As for explainers."""
+    hierarchy: str | None = None
+    """`calibration: labels`: JSON file with the texts of labels."""
 
     @field_validator("name")
     @classmethod

@@ -21,6 +21,7 @@ from pydantic import (
 
 from core.errors import ConfigError, close_names
 from pipeline.ablation_config import PREDICTED, AblationConfig
+from pipeline.concept_lists import HIERARCHY, is_file
 from pipeline.concepts_config import ConceptsConfig, SimulatorConfig
 from pipeline.fit_config import FitConfig, Strict
 from pipeline.images_config import Fraction, ImagesConfig
@@ -181,7 +182,7 @@ def _explain(error: Any) -> str:
 def _is_union_tag(part: str | int) -> bool:
     """Whether pydantic put this into a location to say which member of a union it tried."""
     tags = ("constrained-", "literal[", "list[", "dict[", "function-", "Calibration")
-    return isinstance(part, str) and part.startswith(tags)
+    return isinstance(part, str) and (part == "str" or part.startswith(tags))
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -220,6 +221,13 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
             return value
         return absolute(value) or value
 
+    def concepts(value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list):
+            return [text for one in value if isinstance(text := concepts(one), str)]
+        if value is not None and value.startswith(HIERARCHY):
+            return f"{HIERARCHY}{absolute(value.removeprefix(HIERARCHY))}"
+        return absolute(value) if value is not None and is_file(value) else value
+
     def classes(value: str) -> str:
         return value if value == PREDICTED else absolute(value) or value
 
@@ -241,14 +249,15 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
                     update={
                         "hierarchy": absolute(c.hierarchy),
                         "path": absolute(c.path),
-                        "concepts": absolute(c.concepts),
+                        "concepts": concepts(c.concepts),
                         "model": model(c.model),
                     }
                 )
                 for c in config.concepts
             ],
             "simulators": [
-                s.model_copy(update={"model": model(s.model)}) for s in config.simulators
+                s.model_copy(update={"model": model(s.model), "hierarchy": absolute(s.hierarchy)})
+                for s in config.simulators
             ],
             "ablation": config.ablation
             and config.ablation.model_copy(update={"classes": classes(config.ablation.classes)}),

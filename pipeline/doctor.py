@@ -177,10 +177,11 @@ def _exists(url: str) -> bool:
 
 def explainer(wanted: ConceptsConfig, listed: Callable[[], ImageIndex]) -> Iterator[Check]:
     """Read what an explainer needs beside its model: lists, labels, columns or a table."""
-    from pipeline.explainers import plan_explainer, read_concept_list, read_hierarchy
+    from pipeline.concept_lists import read_concepts, read_hierarchy
+    from pipeline.explainers import plan_explainer
 
     hierarchy = read_hierarchy(wanted.hierarchy) if wanted.hierarchy else None
-    concepts = read_concept_list(wanted.concepts) if wanted.concepts else None
+    concepts = read_concepts(wanted.concepts) if wanted.concepts else []
     plan = plan_explainer(wanted, listed(), hierarchy, concepts)
     yield Check(f"explainer {wanted.name}", "ok", f"{len(plan.concepts):,} concepts")
 

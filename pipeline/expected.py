@@ -7,16 +7,19 @@ costs its shard and another simulator its own pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.ablation_config import PREDICTED
 from pipeline.columns import activation_column
+from pipeline.concept_lists import provenance
 from pipeline.explainers import ExplainerPlan
 from pipeline.fingerprints import fingerprint, fingerprint_file
-from pipeline.plan import Plan, Shard
+from pipeline.plan import ClipPlan, Plan, Shard
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
+CONCEPT_LISTS, CALIBRATION = "concept_lists", "calibration"
 CONCEPTS, SHARPNESS, SYNONYMS = "concepts", "sharpness", "degenerate_concepts"
 PATHS, EXPLANATIONS, SCORES, SANITY = "paths", "explanations", "scores", "sanity"
 LOGITS, ABLATIONS, REPLACEMENTS = "logits", "ablations", "replacements"
@@ -28,7 +31,7 @@ STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate
 
 #: Raised when the same sources and settings would give other results.
 SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 5
-ABLATION_VERSION, BASELINE_VERSION = 1, 2
+ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 2, 1
 
 
 def embeddings_table(name: str) -> str:
@@ -56,6 +59,8 @@ def made_by(table: str) -> str:
     stages = {
         "concept_scores": "concepts",
         CONCEPTS: "concepts",
+        CONCEPT_LISTS: "concepts",
+        CALIBRATION: "concepts",
         SHARPNESS: "sharpen",
         "moments": "moments",
         SYNONYMS: "moments",
@@ -127,11 +132,18 @@ def expect(plan: Plan, dtype: str) -> Expected:
             fingerprint(LOGITS, s.pixels, plan.target.fingerprint, _held_out(plan, s))
             for s in shards
         ]
+    calibrations = {name: _calibration(clip, made) for name, clip in plan.clips.items()}
     for explainer in plan.explainers:
-        made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made)
+        made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made, calibrations)
     tables = {name: fingerprint(name, parts) for name, parts in made.items()}
     scored = [[e.name, tables[scores_table(e.name)]] for e in plan.explainers]
     tables[CONCEPTS] = fingerprint(CONCEPTS, tables[IMAGES], scored)
+    lists = [[e.name, provenance(e.lists)] for e in plan.explainers if e.lists]
+    if lists:
+        tables[CONCEPT_LISTS] = fingerprint(CONCEPT_LISTS, lists)
+    measured = [[n, calibrations[n]] for n, clip in plan.clips.items() if clip.labels is not None]
+    if measured:
+        tables[CALIBRATION] = fingerprint(CALIBRATION, measured)
     fit = plan.config.fit.resolved
     seed = plan.config.images.split.seed
     sources = (tables[IMAGES], tables[ACTIVATIONS])
@@ -151,12 +163,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     choice = (fit.length, fit.tolerance)
     tables[EXPLANATIONS] = fingerprint(EXPLANATIONS, FIT_VERSION, tables[PATHS], *choice)
     simulators = [
-        [
-            s.name,
-            tables[embeddings_table(s.name)],
-            plan.clips[s.name].slope,
-            plan.clips[s.name].shift,
-        ]
+        [s.name, tables[embeddings_table(s.name)], *calibrations[s.name]]
         for s in plan.config.simulators
     ]
     scoring = plan.config.simulate.model_dump(exclude={"baselines"})
@@ -175,7 +182,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
         name: [part_name(places[name], n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts, places, _summed(plan, dtype))
+    return Expected(tables, parts, places, _summed(plan, dtype, calibrations))
 
 
 def _place(store: str | None, table: str, first: str) -> str:
@@ -197,7 +204,7 @@ def _images(plan: Plan) -> list[str]:
 
 
 def _ablations(
-    plan: Plan, tables: dict[str, str], simulators: list[list[object]]
+    plan: Plan, tables: dict[str, str], simulators: Sequence[Sequence[object]]
 ) -> dict[str, str]:
     """Fingerprints of the tables of ablation, where there is one."""
     settings = plan.config.ablation
@@ -223,7 +230,7 @@ def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
     return [[row for row, one in enumerate(splits) if one == split] for split in ("val", "test")]
 
 
-def _summed(plan: Plan, dtype: str) -> dict[str, str]:
+def _summed(plan: Plan, dtype: str, calibrations: dict[str, list[float | str]]) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
     summed = {}
@@ -237,7 +244,7 @@ def _summed(plan: Plan, dtype: str) -> dict[str, str]:
     for explainer in plan.explainers:
         facts: list[object] = [explainer.kind]
         if clip := plan.clips.get(explainer.name):
-            facts = [clip.fingerprint, clip.slope, clip.shift, dtype]
+            facts = [clip.fingerprint, *calibrations[explainer.name], dtype]
         summed[explainer.name] = fingerprint("moments", MOMENTS_VERSION, *cut, *facts)
     return summed
 
@@ -250,11 +257,25 @@ def _kept(plan: Plan, shard: Shard) -> list[object]:
     return ["test", [row for row, split in enumerate(splits) if split == "test"]]
 
 
-def _concept_scores(plan: Plan, explainer: ExplainerPlan, made: dict[str, list[str]]) -> list[str]:
+def _calibration(clip: ClipPlan, made: dict[str, list[str]]) -> list[float | str]:
+    """Slope and shift, or what they are measured on: all training images and their labels."""
+    if clip.labels is None:
+        return [clip.slope, clip.shift]
+    named = [list(clip.labels.labels), list(clip.labels.places), list(clip.labels.texts)]
+    sources = (made[IMAGES], made[embeddings_table(clip.name)], clip.fingerprint)
+    return [fingerprint(CALIBRATION, CALIBRATION_VERSION, named, *sources)]
+
+
+def _concept_scores(
+    plan: Plan,
+    explainer: ExplainerPlan,
+    made: dict[str, list[str]],
+    calibrations: dict[str, list[float | str]],
+) -> list[str]:
     """What each shard's part of an explainer's concept scores is made from."""
     if explainer.kind != "open_clip":
         kept = [] if plan.config.recordings.keep == "all" else ["test"]
         return [fingerprint(part, explainer.fingerprint, *kept) for part in made[IMAGES]]
     clip = plan.clips[explainer.name]
-    facts = (clip.fingerprint, explainer.fingerprint, clip.slope, clip.shift)
+    facts = (clip.fingerprint, explainer.fingerprint, *calibrations[explainer.name])
     return [fingerprint(part, *facts) for part in made[embeddings_table(explainer.name)]]

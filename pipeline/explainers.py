@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Shaped
 
 from core.errors import ConceptError, close_names
 from core.labels import Hierarchy, LabelConcepts, label_concepts
+from pipeline.concept_lists import ConceptList, union
 from pipeline.concepts_config import ConceptsConfig
 from pipeline.fingerprints import fingerprint, fingerprint_file
 from pipeline.sources import ImageIndex
@@ -33,67 +35,15 @@ class ExplainerPlan:
     """`attributes` and `table`: where each concept's scores are read."""
     path: str | None = None
     """`table`: the Parquet file."""
-
-
-def read_hierarchy(path: str) -> Hierarchy:
-    """Classes and superclasses from a JSON file.
-
-    Raises:
-        ConceptError: The file is missing or not of that shape.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Hierarchy(
-            classes={str(c["wnid"]): str(c["label"]) for c in data["classes"]},
-            superclasses={
-                str(name): frozenset(map(str, ids)) for name, ids in data["superclasses"].items()
-            },
-        )
-    except OSError as error:
-        raise ConceptError(
-            f"hierarchy {path!r} cannot be read: {error.strerror or error}"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConceptError(
-            f"hierarchy {path!r} is not of the expected shape ({type(error).__name__}: {error}); "
-            'expected {"classes": [{"wnid": …, "label": …}], "superclasses": {name: [wnid, …]}}'
-        ) from error
-
-
-def read_concept_list(path: str) -> list[str]:
-    """Concepts from a text file, one a line.
-
-    Raises:
-        ConceptError: The file is missing, empty, or has blank or repeated lines.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConceptError(f"concept list {path!r} cannot be read: {error}") from error
-    concepts = [line.strip() for line in lines]
-    if not concepts:
-        raise ConceptError(f"concept list {path!r} is empty; expected one concept a line")
-    if blank := [number for number, concept in enumerate(concepts, 1) if not concept]:
-        raise ConceptError(
-            f"concept list {path!r} has {len(blank)} blank lines, the first is line {blank[0]}; "
-            "remove them"
-        )
-    first: dict[str, int] = {}
-    for number, concept in enumerate(concepts, 1):
-        if concept in first:
-            raise ConceptError(
-                f"concept list {path!r} has {concept!r} on lines {first[concept]} and {number}, "
-                f"and {len(concepts) - len(set(concepts))} repeated lines in all; keep each once"
-            )
-        first[concept] = number
-    return concepts
+    lists: tuple[ConceptList, ...] = ()
+    """`open_clip`: the lists that the concepts are from."""
 
 
 def plan_explainer(
     config: ConceptsConfig,
     index: ImageIndex,
     hierarchy: Hierarchy | None,
-    concepts: list[str] | None,
+    lists: Sequence[ConceptList],
 ) -> ExplainerPlan:
     """What an explainer knows, checked against the images.
 
@@ -106,22 +56,22 @@ def plan_explainer(
         plan = (
             _plan_attributes(config, index) if config.kind == "attributes" else _plan_table(config)
         )
-        image_scores(index, plan).of(index.rows["image_id"].to_pylist())
+        image_scores(index, plan).refuse_missing(index.rows["image_id"])
         return plan
-    assert concepts is not None
-    return ExplainerPlan(config.name, config.kind, concepts, fingerprint("open_clip", concepts))
+    concepts = union(lists)
+    made = fingerprint("open_clip", concepts)
+    return ExplainerPlan(config.name, config.kind, concepts, made, lists=tuple(lists))
 
 
 def _plan_labels(name: str, index: ImageIndex, hierarchy: Hierarchy | None) -> ExplainerPlan:
-    labels = index.rows["label"].to_pylist()
-    if missing := sum(label is None for label in labels):
+    labels = index.rows["label"]
+    if missing := labels.null_count:
         raise ConceptError(
             f"explainer {name!r} needs labels, and {missing:,} of {len(labels):,} images have none; "
             "set images.label to the key or column that holds them"
         )
     # Only training images decide which concepts there are: test images are for scores alone.
-    splits = index.rows["split"].to_pylist()
-    train = [label for label, split in zip(labels, splits, strict=True) if split == "train"]
+    train = labels.filter(pc.equal(index.rows["split"], "train")).unique().to_pylist()
     known = label_concepts(train, hierarchy)
     made = fingerprint("labels", known.concepts, sorted(known.members.items()))
     return ExplainerPlan(name, "labels", list(known.concepts), made, labels=known)
@@ -191,11 +141,31 @@ def _plan_table(config: ConceptsConfig) -> ExplainerPlan:
 
 
 class ImageScores:
-    """Concept scores that are known of an image beforehand, looked up by its id."""
+    """Concept scores that are known of an image beforehand, looked up by its id.
 
-    def __init__(self, image_ids: Sequence[str], scores: np.ndarray, where: str) -> None:
-        self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
-        self.scores, self.where = scores, where
+    Images that share their scores, as those of one label do, share a row of them; so a million
+    labelled images take no more than their ids.
+    """
+
+    def __init__(
+        self,
+        image_ids: pa.ChunkedArray,
+        scores: Shaped[np.ndarray, "rows concepts"],
+        where: str,
+        rows: Shaped[np.ndarray, " images"] | None = None,
+    ) -> None:
+        """Keep the scores.
+
+        Args:
+            image_ids: Ids, each once.
+            scores: Concept scores.
+            where: What to call them in a message.
+            rows: Which row of scores an image has; by default its own.
+        """
+        order = pc.sort_indices(image_ids).to_numpy()
+        self._ids = image_ids.combine_chunks().take(order)
+        self._rows = order if rows is None else rows[order]
+        self._scores, self._where = scores, where
 
     def of(self, image_ids: Sequence[str]) -> np.ndarray:
         """Scores of these images (images, concepts).
@@ -203,12 +173,36 @@ class ImageScores:
         Raises:
             ConceptError: An image is not listed.
         """
-        missing = [image_id for image_id in image_ids if image_id not in self.rows]
-        if missing:
-            raise ConceptError(
-                f"{self.where} has no row for image {missing[0]!r}; every image used needs one"
-            )
-        return self.scores[[self.rows[image_id] for image_id in image_ids]]
+        if not image_ids:
+            return self._scores[:0]
+        # Ids of a shard lie together: only their stretch is searched.
+        first = self._place(min(image_ids))
+        stretch = self._ids[first : self._place(max(image_ids)) + 1]
+        wanted = pa.array(image_ids, pa.string())
+        found = pc.index_in(wanted, value_set=stretch)
+        if found.null_count:
+            self._refuse(wanted.filter(pc.is_null(found)))
+        scores: np.ndarray = self._scores[self._rows[found.to_numpy() + first]]
+        return scores
+
+    def refuse_missing(self, image_ids: pa.ChunkedArray) -> None:
+        """Refuse images that are not listed.
+
+        Raises:
+            ConceptError: There is one.
+        """
+        listed = pc.is_in(image_ids, value_set=self._ids)
+        if not pc.all(listed).as_py():
+            self._refuse(image_ids.filter(pc.invert(listed)))
+
+    def _refuse(self, missing: pa.Array | pa.ChunkedArray) -> NoReturn:
+        raise ConceptError(
+            f"{self._where} has no row for image {missing[0].as_py()!r}; every image used needs one"
+        )
+
+    def _place(self, image_id: str) -> int:
+        """Position of the first id that is not before this one."""
+        return bisect_left(range(len(self._ids)), image_id, key=lambda n: self._ids[n].as_py())
 
 
 def image_scores(index: ImageIndex, explainer: ExplainerPlan) -> ImageScores:
@@ -217,20 +211,24 @@ def image_scores(index: ImageIndex, explainer: ExplainerPlan) -> ImageScores:
     Raises:
         ConceptError: Values that are missing, not finite, or given twice for an image.
     """
-    image_ids = index.rows["image_id"].to_pylist()
+    image_ids = index.rows["image_id"]
     if explainer.labels is not None:
-        labels = index.rows["label"].to_pylist()
-        return ImageScores(image_ids, explainer.labels.scores(labels).astype(np.float16), "labels")
+        coded = index.rows["label"].combine_chunks().dictionary_encode()
+        scores = explainer.labels.scores(coded.dictionary.to_pylist()).astype(np.float16)
+        return ImageScores(image_ids, scores, "labels", coded.indices.to_numpy())
     assert explainer.columns is not None
     if explainer.path is None:
         table, where = index.attributes, "the manifest"
     else:
-        table, where = pq.read_table(explainer.path), f"table {explainer.path!r}"
-        image_ids = table["image_id"].to_pylist()
-        if len(set(image_ids)) < len(image_ids):
+        table = pq.read_table(explainer.path, columns=["image_id", *explainer.columns])
+        where = f"table {explainer.path!r}"
+        image_ids = table["image_id"].cast(pa.string())
+        if pc.count_distinct(image_ids).as_py() < len(image_ids):
             raise ConceptError(f"{where} has an image_id more than once; keep one row for each")
-    columns = [table[name].to_numpy().astype(np.float32) for name in explainer.columns]
-    scores = np.stack(columns, axis=1).astype(np.float16)
+    scores = np.empty((table.num_rows, len(explainer.columns)), np.float16)
+    for position, name in enumerate(explainer.columns):
+        with np.errstate(over="ignore"):
+            scores[:, position] = table[name].to_numpy().astype(np.float32)
     if not np.isfinite(scores).all():
         column = explainer.columns[int(np.argmin(np.isfinite(scores).all(axis=0)))]
         raise ConceptError(f"{where} has values that are missing or infinite in {column!r}")

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from actors.clip import load_clip
 from actors.decode import Decoder
+from actors.recorder import AUTO_BATCH
 from core.concept_scores import HIGHEST, concept_logits, sharpened
 from core.correlation import explanation_correlations
 from core.errors import SourceError
@@ -42,9 +43,7 @@ from pipeline.sources_parquet import ParquetRows
 from pipeline.storage import Folder
 from pipeline.stream import decoded_tables, models_of
 
-#: Images that models are given at a time, as recording actors do; batches that are decoded, and seconds
-#: after which a model is given no further one.
-BATCHES = {"cpu": 32, "cuda": 256}
+#: Batches of images that are decoded, and seconds after which a model is given no further one.
 BATCHES_TRIED, MODEL_SECONDS = 3, 2.5
 
 #: Columns, rows, neurons and concepts of the arrays that algebra is timed on.
@@ -102,7 +101,9 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     """
     cores = os.cpu_count() or 1
     models = models_of(plan, decoded_tables(plan))
-    rows = _spread(plan, BATCHES_TRIED * BATCHES[device])
+    wanted = plan.config.target.batch_size
+    batch = AUTO_BATCH[device] if wanted == "auto" else wanted
+    rows = _spread(plan, BATCHES_TRIED * batch)
     decode, views = _decoded(rows, models.views)
     folder = Folder(f"memory://neuroscribe-pace-{secrets.token_hex(6)}")
     workers = Workers(actors=1, gpus=1.0 if device == "cuda" else 0.0, per_node=1)
@@ -113,7 +114,7 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     load = time.perf_counter() - begun
     seconds, sizes, embeddings, read = {}, {}, {}, 0.0
     for table in decoded_tables(plan)[1:]:
-        seconds[table], columns = _recorded(partial(shard.columns, table), views, device)
+        seconds[table], columns = _recorded(partial(shard.columns, table), views, batch)
         count = len(next(iter(columns.values())))
         ids = pa.chunked_array([[row["image_id"] for row in rows[:count]]])
         sizes[table] = shard.write("sample.parquet", ids, columns) / count
@@ -201,10 +202,9 @@ def _timed(work: Callable[[], Any]) -> float:
 def _recorded(
     record: Callable[[dict[str, np.ndarray]], tuple[dict[str, np.ndarray], int]],
     views: dict[str, np.ndarray],
-    device: str,
+    size: int,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Seconds of an image, and what a model makes of as many images as there is time for."""
-    size = BATCHES[device]
     # The first batch lays out memory and chooses kernels.
     record({key: values[:1] for key, values in views.items()})
     parts = []

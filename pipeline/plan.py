@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from actors.clip import Clip, check_clip, load_clip
@@ -24,14 +26,11 @@ from actors.targets import Target, load_target
 from actors.views import Preprocess, split_transform
 from core.directions import Directions
 from core.errors import ConfigError, LayerError, RecordingError, SourceError, close_names
-from pipeline.concepts_config import Calibration
+from core.labels import Hierarchy
+from pipeline.concept_lists import read_concepts, read_hierarchy
+from pipeline.concepts_config import Calibration, ConceptsConfig, SimulatorConfig
 from pipeline.config import Config
-from pipeline.explainers import (
-    ExplainerPlan,
-    plan_explainer,
-    read_concept_list,
-    read_hierarchy,
-)
+from pipeline.explainers import ExplainerPlan, plan_explainer
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.rundir import FORMAT_VERSION
 from pipeline.sources import ImageIndex, read_index
@@ -109,8 +108,22 @@ class TargetPlan:
 
 
 @dataclass(frozen=True)
+class LabelTexts:
+    """What the labels of training images are called; what a calibration is measured on."""
+
+    labels: tuple[str, ...]
+    places: tuple[int, ...]
+    """Position of each label's text."""
+    texts: tuple[str, ...]
+    """All different."""
+
+
+@dataclass(frozen=True)
 class ClipPlan:
-    """A vision-language model, checked, with the calibration of its concept scores."""
+    """A vision-language model, checked, with the calibration of its concept scores.
+
+    Slope and shift are NaN where they are to be measured on labels and have not been yet.
+    """
 
     name: str
     model: str
@@ -119,6 +132,8 @@ class ClipPlan:
     slope: float
     shift: float
     fingerprint: str
+    labels: LabelTexts | None = None
+    """What slope and shift are measured on, where the configuration asks for it."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +156,32 @@ def prepare(config: Config) -> Plan:
         UsageError: Something cannot work; the message says what, and what to do.
     """
     hierarchies = {c.name: read_hierarchy(c.hierarchy) for c in config.concepts if c.hierarchy}
-    lists = {c.name: read_concept_list(c.concepts) for c in config.concepts if c.concepts}
+    lists = {c.name: read_concepts(c.concepts) for c in config.concepts if c.concepts}
     models = _clip_models(config)
     for model, _ in models.values():
         check_clip(model, base=config.base)
     index = read_index(config.images)
     _check_splits(index)
     explainers = [
-        plan_explainer(c, index, hierarchies.get(c.name), lists.get(c.name))
+        plan_explainer(c, index, hierarchies.get(c.name), lists.get(c.name, []))
         for c in config.concepts
     ]
     target = plan_target(config)
+    if config.recordings.keep == "test" and any(c == "labels" for _, c in models.values()):
+        raise ConfigError(
+            "calibration 'labels' is measured on recorded training images, which recordings.keep "
+            "'test' does not keep; give {a: …, b: …}, as from the table `calibration` of another run"
+        )
     clips = {
         name: _plan_clip(name, model, calibration, config.base)
         for name, (model, calibration) in models.items()
     }
+    named: list[ConceptsConfig | SimulatorConfig] = [*config.concepts, *config.simulators]
+    for one in named:
+        if one.calibration == "labels":
+            known = read_hierarchy(one.hierarchy) if one.hierarchy else None
+            labels = _label_texts(one.name, index, known)
+            clips[one.name] = replace(clips[one.name], labels=labels)
     shards = cut_shards(index, config.recordings.shard_size)
     return Plan(config, index, shards, target, clips, explainers)
 
@@ -288,10 +314,20 @@ def _plan_clip(name: str, model: str, calibration: Calibration | str, base: Path
     clip = load_clip(model, base=base)
     if isinstance(calibration, Calibration):
         slope, shift = calibration.a, calibration.b
+    elif calibration == "labels":
+        slope = shift = math.nan
+    elif calibration == "own":
+        if clip.own is None:
+            raise ConfigError(
+                f"{model!r} was not trained with a sigmoid loss and has no calibration of its own; "
+                f"{name!r} can take calibration: labels, or {{a: …, b: …}}"
+            )
+        slope, shift = clip.own
     elif clip.slope is None or clip.shift is None:
         raise ConfigError(
             f"{model!r} carries no calibration of its own and none is published for it; give "
-            f"calibration: {{a: …, b: …}} for {name!r} (concept score = sigmoid(a · (cosine + b)))"
+            f"calibration: labels (measured on the images' labels) or {{a: …, b: …}} for {name!r} "
+            "(concept score = sigmoid(a · (cosine + b)))"
         )
     else:
         slope, shift = clip.slope, clip.shift
@@ -305,6 +341,21 @@ def _plan_clip(name: str, model: str, calibration: Calibration | str, base: Path
         shift=shift,
         fingerprint=clip_fingerprint(clip, preprocess),
     )
+
+
+def _label_texts(name: str, index: ImageIndex, hierarchy: Hierarchy | None) -> LabelTexts:
+    """Texts of the labels that training images have; names of folders lose their underscores."""
+    train = index.rows["label"].filter(pc.equal(index.rows["split"], "train"))
+    labels = sorted(label for label in train.unique().to_pylist() if label)
+    known = hierarchy.classes if hierarchy else {}
+    called = [known.get(label, label.replace("_", " ")) for label in labels]
+    texts = list(dict.fromkeys(called))
+    if len(texts) < 2:
+        raise ConfigError(
+            f"calibration 'labels' of {name!r} needs images with labels, two different ones at least, "
+            f"and the training images have {len(texts)}; set images.label, or give {{a: …, b: …}}"
+        )
+    return LabelTexts(tuple(labels), tuple(texts.index(text) for text in called), tuple(texts))
 
 
 def _check_splits(index: ImageIndex) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.atlas.build import build_atlas
 from pipeline.atlas.data import AtlasData
 from pipeline.columns import activation_column, matrix
+from pipeline.concepts_config import ConceptsConfig
 from pipeline.engine import recording_workers
 from pipeline.expected import (
     ABLATIONS,
@@ -28,6 +29,7 @@ from pipeline.expected import (
     SANITY,
     SCORES,
     SHARPNESS,
+    STAGES,
     SYNONYMS,
     Expected,
 )
@@ -41,6 +43,9 @@ from pipeline.report_scores import ConceptScores, SharedRows
 from pipeline.rundir import Run
 from pipeline.score import external_scores
 from pipeline.scores import explainer_source, model_source, shards_of
+
+#: Facts of the ledger that the atlas shows beside the seconds of a stage.
+_WORK = ("rows", "rows_per_second", "bytes", "workers")
 
 
 def report(run: Run, plan: Plan, expected: Expected) -> None:
@@ -153,6 +158,8 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
     splits = plan.index.rows["split"].value_counts().to_pylist()
     counts = {entry["values"]: entry["counts"] for entry in splits}
     stages = run.ledger()["stages"]
+    # A stage that the configuration leaves out takes no time worth a line.
+    timed = [name for name in STAGES if stages.get(name, {}).get("seconds")]
     tables = run.tables()
     return {
         "model": config.target.model,
@@ -166,16 +173,24 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
             **{split: counts.get(split, 0) for split in ("train", "val", "test")},
             "quarantined": tables["quarantine"].rows,
         },
-        "explainers": {e.name: f"{e.kind}, {len(e.concepts):,} concepts" for e in plan.explainers},
+        "explainers": {
+            explainer.name: _explainer(explainer.kind, len(explainer.concepts), section)
+            for explainer, section in zip(plan.explainers, config.concepts, strict=True)
+        },
         "simulators": {s.name: s.model for s in config.simulators},
         "fit": f"{fit.search}, at most {fit.max_length} concepts, length by {fit.length}",
-        "fingerprints": {name: entry.fingerprint for name, entry in tables.items()},
+        "fingerprints": {"target": plan.target.fingerprint}
+        | {name: clip.fingerprint for name, clip in plan.clips.items()}
+        | {name: entry.fingerprint for name, entry in tables.items()},
         "versions": {
             name: _version(name)
             for name in ("neuroscribe", "torch", "ray", "timm", "open_clip_torch", "pyarrow")
         },
         "command": f"neuroscribe run CONFIG.yaml --out {run.folder.url}",
-        "seconds": {name: stage["seconds"] for name, stage in stages.items() if "seconds" in stage},
+        "seconds": {name: stages[name]["seconds"] for name in timed},
+        "work": {
+            name: {key: stages[name][key] for key in _WORK if key in stages[name]} for name in timed
+        },
     }
 
 
@@ -184,3 +199,11 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # sent along with a job, not installed
         return "not installed"
+
+
+def _explainer(kind: str, concepts: int, section: ConceptsConfig) -> str:
+    """An explainer in words: its kind, its list of concepts and its model."""
+    words = [kind, f"{concepts:,} concepts"]
+    words += [f"of {place}" for place in (section.concepts, section.path) if place]
+    words += [f"by {section.model}"] if section.model else []
+    return ", ".join(words)

@@ -13,12 +13,14 @@ from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.account import accounted
 from pipeline.baselines import check_baselines
+from pipeline.calibration import calibrated
 from pipeline.concepts import score_concepts
 from pipeline.config import Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import PATHS, STAGES, SYNONYMS, Expected, expect, image_parts
 from pipeline.fit import fit
+from pipeline.force import discard
 from pipeline.lock import RunLock, locked
 from pipeline.log import say
 from pipeline.moments import gather_moments
@@ -37,6 +39,7 @@ def execute(
     out: str | Path,
     stages: Sequence[str] | None = None,
     max_seconds: float | None = None,
+    force: bool = False,
 ) -> Summary:
     """Carry out a configuration, all stages or those named; start again to resume.
 
@@ -45,6 +48,7 @@ def execute(
         out: The run directory, local or any fsspec URL.
         stages: Names of stages; those that they read from must be done already.
         max_seconds: Stop in order after so many seconds, counted from this call.
+        force: Make the tables of these stages anew although they are fresh.
 
     Raises:
         UsageError: Nothing was started.
@@ -73,7 +77,7 @@ def execute(
     with locked(run.folder) as lock, accounted(run, image_parts(plan), lock.renew):
         run.folder.write("run.yaml", resolved_yaml(config).encode())
         with engine(config.ray), stop_signals(), time_limit(until):
-            carry_out(run, plan, stages or STAGES)
+            carry_out(run, plan, stages or STAGES, force)
     return summarise(run, time.monotonic() - begun, config.simulate.confidence)
 
 
@@ -115,8 +119,8 @@ def plan_line(plan: Plan) -> str:
     )
 
 
-def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
-    """Run the named stages on a Ray that is up.
+def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES, force: bool = False) -> None:
+    """Run the named stages on a Ray that is up; with `force` what they made is discarded first.
 
     Raises:
         ConfigError: A stage that is not named has left a table that a named one would read stale.
@@ -124,6 +128,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
     workers = recording_workers(plan.config.ray)
     dtype = resolved_dtype(plan.config.target.dtype, workers)
     expected = expect(plan, dtype)
+    if force:
+        discard(run, plan, expected, stages)
     steps = {
         "record": lambda: record(run, plan, expected, workers, dtype),
         "concepts": lambda: score_concepts(run, plan, expected),
@@ -138,6 +144,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES) -> None:
     for stage in STAGES[: last + 1]:
         made = expected.of_stage(stage)
         stale = [table for table, m in made.items() if not run.is_fresh(table, m)]
+        if stage == "concepts" and (stage in stages or not stale):
+            plan = calibrated(run, plan, expected)
         if stage in stages:
             steps[stage]()
         elif stale:

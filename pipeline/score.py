@@ -20,6 +20,7 @@ import yaml
 
 from core.correlation import explanation_correlations
 from core.errors import ConfigError
+from pipeline.calibration import calibrated
 from pipeline.compare import comparison_lines, comparison_table
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.config import parse_config
@@ -116,12 +117,14 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     data = yaml.safe_load(run.folder.read("run.yaml"))
     plan = prepare(parse_config(data, Path.cwd(), source=run.folder.path("run.yaml")))
     # Models may have run in either format when this was recorded, on whatever machine that was.
-    fresh = (expect(plan, dtype).tables[SCORES] for dtype in ("float32", "bfloat16"))
-    if not any(run.is_fresh(SCORES, one) for one in fresh):
+    could = (expect(plan, dtype) for dtype in ("float32", "bfloat16"))
+    fresh = next((one for one in could if run.is_fresh(SCORES, one.tables[SCORES])), None)
+    if fresh is None:
         raise ConfigError(
             f"{run.folder.url!r} has no scores of its own to compare with, or its images, models or "
             "settings have changed since; run 'neuroscribe run' on it again first"
         )
+    plan = calibrated(run, plan, fresh)
     table, without = read_explanations(explanations, columns_of(plan), layer)
     known = (_known(table, _places(explainer.concepts)) for explainer in plan.explainers)
     if not plan.config.simulators and not any(pc.any(mask).as_py() for mask in known):

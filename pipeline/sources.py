@@ -7,23 +7,34 @@ All of them on local disk or any fsspec URL.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from core.errors import SourceError, StoppedEarly, close_names
 from core.splits import split_of
 from pipeline.images_config import ImagesConfig, SplitConfig
-from pipeline.outages import is_outage, patiently
+from pipeline.outages import patiently
+from pipeline.sources_files import (
+    MISSING,
+    has_magic,
+    is_there,
+    list_files,
+    read_file,
+    shown,
+    stamps,
+    tried,
+)
 from pipeline.sources_parquet import (
     PARQUET_SUFFIX,
     DamagedRowGroup,
@@ -33,13 +44,9 @@ from pipeline.sources_parquet import (
     row_url,
 )
 from pipeline.sources_webdataset import IMAGE_SUFFIXES, tar_samples
-from pipeline.storage import filesystem
 from pipeline.urls import refuse_secret
 
 MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
-
-#: Seconds between tries to read an image.
-RETRY_SECONDS = (0.2, 1.0)
 
 #: What `length` is in the index where the image is a whole file, or where it is a row of a Parquet
 #: file; `offset` is then the row's number, and `url` ends in the column's name.
@@ -86,14 +93,8 @@ def read_index(config: ImagesConfig) -> ImageIndex:
 
 
 def _list_images(config: ImagesConfig) -> ImageIndex:
-    fs, root = filesystem(config.path)
-    if not _has_magic(root) and not fs.exists(root):
-        raise SourceError(
-            f"images.path {config.path!r} does not exist; give a folder of class folders, WebDataset "
-            "tars, Parquet files of images, or a manifest (CSV or Parquet)"
-        )
-    files = _files_of(fs, root)
-    kind = config.format or _guess_format(fs, config.path, files)
+    fs, root, files = list_files(config.path)
+    kind = config.format or _guess_format(fs, config.path, files["path"])
     if config.image is not None and kind != "parquet":
         raise SourceError(
             f"images.image {config.image!r} names a column of Parquet files, and {config.path!r} is "
@@ -105,14 +106,12 @@ def _list_images(config: ImagesConfig) -> ImageIndex:
         "parquet": _list_parquet,
         "manifest": _list_manifest,
     }[kind]
-    columns, attributes = listing(fs, root, files, config)
-    if not columns["image_id"]:
+    table, attributes = listing(fs, shown(root), files, config)
+    if not table.num_rows:
         raise SourceError(
             f"images.path {config.path!r} holds no image that format {kind!r} can see "
-            f"({len(files):,} files looked at; image endings: {', '.join(IMAGE_SUFFIXES)})"
+            f"({files.num_rows:,} files looked at; image endings: {', '.join(IMAGE_SUFFIXES)})"
         )
-    table = pa.table({**columns, "split": [""] * len(columns["image_id"])})
-    table = table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
     order = pc.sort_indices(table["image_id"])
     table, attributes = (
         table.take(order),
@@ -120,8 +119,8 @@ def _list_images(config: ImagesConfig) -> ImageIndex:
     )
     table, attributes = table.slice(0, config.limit), attributes.slice(0, config.limit)
     _refuse_repeated_ids(table, config.path)
-    splits = _splits(table, attributes, config.split)
-    table = table.set_column(table.column_names.index("split"), "split", pa.array(splits))
+    splits = pa.array(_splits(table, attributes, config.split), pa.string())
+    table = table.append_column("split", splits).select(INDEX_SCHEMA.names)
     return ImageIndex(table.combine_chunks(), attributes.combine_chunks())
 
 
@@ -137,37 +136,19 @@ def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
         OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
         StoppedEarly: The storage does not answer, or more is gone than this file.
     """
-    if row["length"] == PARQUET_ROW:
-        if rows is None:
-            with closing(ParquetRows()) as rows:
-                return fetch(row, rows)
-        read = partial(rows.read, row["url"], row["offset"])
-    else:
-        fs, path = filesystem(row["url"])
-        read = partial(_read, fs, path, row["offset"], row["length"])
-    for wait in (*RETRY_SECONDS, None):
-        try:
-            return patiently(read, row["url"])
-        except (FileNotFoundError, PermissionError) as error:
-            _refuse_if_more_is_gone(row, error)
-            raise
-        except (IsADirectoryError, DamagedRowGroup):
-            raise
-        except OSError:
-            if wait is None:
-                raise
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
-
-
-def _read(fs: Any, path: str, offset: int, length: int) -> bytes:
-    if length == WHOLE_FILE:
-        data: bytes = fs.cat_file(path)
-        return data
-    data = fs.cat_file(path, start=offset, end=offset + length)
-    if len(data) != length:
-        raise OSError(f"{len(data)} bytes where {length} were listed")
-    return data
+    if row["length"] == PARQUET_ROW and rows is None:
+        with closing(ParquetRows()) as rows:
+            return fetch(row, rows)
+    try:
+        if rows is not None and row["length"] == PARQUET_ROW:
+            opened = rows
+            read = lambda: opened.read(row["url"], row["offset"])  # noqa: E731
+            return tried(read, row["url"], (DamagedRowGroup,))
+        length = None if row["length"] == WHOLE_FILE else row["length"]
+        return read_file(row["url"], row["offset"], length)
+    except (FileNotFoundError, PermissionError) as error:
+        _refuse_if_more_is_gone(row, error)
+        raise
 
 
 def _refuse_if_more_is_gone(row: Mapping[str, Any], error: OSError) -> None:
@@ -175,154 +156,169 @@ def _refuse_if_more_is_gone(row: Mapping[str, Any], error: OSError) -> None:
 
     A file that was gone when it was listed says nothing of that.
     """
-    if row["stamp"] == GONE:
+    if row["stamp"] == MISSING:
         return
-    in_table = row["length"] == PARQUET_ROW
-    fs, path = filesystem(row["url"].rpartition("#")[0] if in_table else row["url"])
-    holder = path.rpartition("/")[0] if row["length"] == WHOLE_FILE else path
-    try:
-        there = patiently(lambda: fs.exists(holder), holder)
-    except PermissionError:
-        there = False
-    if not there:
+    url = row["url"].rpartition("#")[0] if row["length"] == PARQUET_ROW else row["url"]
+    if not is_there(url, above=row["length"] == WHOLE_FILE):
         raise StoppedEarly(
-            f"{holder!r} was there when the images were listed and cannot be read now "
-            f"({type(error).__name__}); run again to resume when it is back"
+            f"what holds {row['path']!r} was there when the images were listed and cannot be read now "
+            f"({type(error).__name__}: {url}); run again to resume when it is back"
         ) from error
 
 
-def _has_magic(path: str) -> bool:
-    return any(character in path for character in "*?[")
-
-
-def _files_of(fs: Any, root: str) -> dict[str, dict[str, Any]]:
-    """Every file under a folder, matching a glob, or the file itself: path → facts."""
-    if _has_magic(root):
-        return {p: i for p, i in fs.glob(root, detail=True).items() if i["type"] == "file"}
-    if fs.isfile(root):
-        return {root: fs.info(root)}
-    found: dict[str, dict[str, Any]] = fs.find(root, detail=True)
-    return found
-
-
-def _guess_format(fs: Any, path: str, files: Mapping[str, Any]) -> str:
-    tables = sorted(name for name in files if name.lower().endswith(PARQUET_SUFFIX))
+def _guess_format(fs: Any, path: str, paths: pa.ChunkedArray) -> str:
+    tables = sorted(_ending(paths, (PARQUET_SUFFIX,)).to_pylist())
     if tables and holds_images(fs, tables[0]):
         return "parquet"
-    if len(files) == 1 and next(iter(files)).lower().endswith(MANIFEST_SUFFIXES):
+    if len(paths) == 1 and len(_ending(paths, MANIFEST_SUFFIXES)):
         return "manifest"
-    if any(name.lower().endswith(".tar") for name in files):
+    if len(_ending(paths, (".tar",))):
         return "webdataset"
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+    if len(_ending(paths, IMAGE_SUFFIXES)):
         return "folder"
     raise SourceError(
         f"images.path {path!r} holds neither images nor .tar or Parquet files of images nor a "
-        f"manifest ({len(files):,} files looked at); set images.format if the names are unusual"
+        f"manifest ({len(paths):,} files looked at); set images.format if the names are unusual"
     )
 
 
-def _stamp(info: Mapping[str, Any]) -> str:
-    """What is known of a file's content without reading it."""
-    known = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    return f"{info.get('size')}:{known}"
+def _ending(paths: pa.ChunkedArray, suffixes: tuple[str, ...]) -> pa.ChunkedArray:
+    return paths.filter(_ends(paths, suffixes))
 
 
-#: The stamp of a file that was gone when it was listed.
-GONE = _stamp({"size": "missing"})
+def _ends(paths: pa.ChunkedArray, suffixes: tuple[str, ...]) -> pa.ChunkedArray:
+    """Which paths end in one of some endings, in capitals or not."""
+    pattern = "|".join(re.escape(suffix) for suffix in suffixes)
+    return pc.match_substring_regex(paths, f"(?i)(?:{pattern})$")
 
 
-_Listing = tuple[dict[str, list[Any]], pa.Table]
+_Listing = tuple[pa.Table, pa.Table]
 _NO_ATTRIBUTES = pa.table({})
 
 
-def _relative(path: str, root: str) -> str:
-    base = root.rstrip("/") if not _has_magic(root) else root[: root.rfind("/", 0, _magic_at(root))]
-    return path[len(base) :].lstrip("/") if path.startswith(base + "/") else path.rsplit("/", 1)[-1]
+def _relative(paths: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
+    """Paths as they read from a folder; of a glob, from the folder before its first pattern."""
+    first = min((root.index(c) for c in "*?[" if c in root), default=0) if has_magic(root) else 0
+    if first and not pc.any(pc.starts_with(paths, f"{root.rstrip('/')}/")).as_py():
+        base = root[: root.rfind("/", 0, first)]
+    else:
+        base = root.rstrip("/")
+    inside = pc.starts_with(paths, f"{base}/")
+    cut = pc.utf8_slice_codeunits(paths, len(base) + 1)
+    return pc.if_else(inside, cut, pc.replace_substring_regex(paths, ".*/", ""))
 
 
-def _magic_at(path: str) -> int:
-    return min(path.index(c) for c in "*?[" if c in path)
-
-
-def _list_folder(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+def _list_folder(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> _Listing:
     """Class folders: the label is the name of the folder that an image lies in."""
-    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
-    for path, info in files.items():
-        if not path.lower().endswith(IMAGE_SUFFIXES):
-            continue
-        relative = _relative(path, root)
-        parent = relative.rpartition("/")[0].rpartition("/")[2]
-        _append(columns, relative, relative, parent or None, fs.unstrip_protocol(path), info)
-    return columns, _NO_ATTRIBUTES
+    files = files.filter(_ends(files["path"], IMAGE_SUFFIXES))
+    relative = _relative(files["path"], root)
+    deep = pc.match_substring(relative, "/")
+    parent = pc.replace_substring_regex(relative, "^(?:.*/)?([^/]+)/[^/]*$", r"\1")
+    nothing = pa.scalar(None, pa.string())
+    return _rows(relative, relative, pc.if_else(deep, parent, nothing), files), _NO_ATTRIBUTES
 
 
-def _append(
-    columns: dict[str, list[Any]],
-    image_id: str,
-    path: str,
-    label: str | None,
-    url: str,
-    info: Mapping[str, Any],
-    offset: int = 0,
-    length: int = WHOLE_FILE,
-) -> None:
-    row = (image_id, path, label, url, offset, length, _stamp(info))
-    for name, value in zip(
-        ("image_id", "path", "label", "url", "offset", "length", "stamp"), row, strict=True
-    ):
-        columns[name].append(value)
+def _rows(ids: Any, paths: Any, labels: Any, files: pa.Table) -> pa.Table:
+    """Rows of the index, without the split, for images that are files of their own."""
+    count = files.num_rows
+    columns = {
+        "image_id": ids,
+        "path": paths,
+        "label": labels,
+        "url": files["url"],
+        "offset": pa.array(np.zeros(count, np.int64)),
+        "length": pa.array(np.full(count, WHOLE_FILE, np.int64)),
+        "stamp": files["stamp"],
+    }
+    return pa.table(columns)
 
 
-def _list_tars(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+def _named(files: pa.Table, suffix: str, root: str, all_else: bool) -> list[dict[str, str]]:
+    """Files with an ending, in order, each with its `name` as it reads from the folder."""
+    some = files.filter(_ends(files["path"], (suffix,)))
+    some = files if all_else and not some.num_rows else some
+    some = some.append_column("name", _relative(some["path"], root)).sort_by("path")
+    found: list[dict[str, str]] = some.to_pylist()
+    return found
+
+
+def _list_tars(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> _Listing:
     """WebDataset: members that share a key are one sample; the JSON (or .cls) beside it has its label."""
-    tars = sorted(path for path in files if path.lower().endswith(".tar"))
-    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
-    with ThreadPoolExecutor(max_workers=min(16, max(1, len(tars)))) as pool:
-        samples = pool.map(lambda path: list(tar_samples(fs, path, config.label)), tars)
-        for path, found in zip(tars, samples, strict=True):
-            shard = _relative(path, root)
-            for key, member, label in found:
-                _append(
-                    columns,
+    tars = _named(files, ".tar", root, all_else=False)
+
+    def listed(tar: Mapping[str, str]) -> pa.Table:
+        shard = tar["name"]
+        return _part(
+            [
+                (
                     f"{shard.removesuffix('.tar')}/{key}",
                     f"{shard}/{member.name}",
                     label,
-                    fs.unstrip_protocol(path),
-                    files[path],
                     member.offset_data,
                     member.size,
                 )
-    return columns, _NO_ATTRIBUTES
+                for key, member, label in tar_samples(fs, tar["path"], config.label)
+            ],
+            tar["url"],
+            tar["stamp"],
+        )
+
+    return _in_parallel(listed, tars), _NO_ATTRIBUTES
 
 
-def _list_parquet(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+_Row = tuple[str, str, str | None, int, int]
+
+
+def _part(rows: list[_Row], url: str, stamp: str) -> pa.Table:
+    """Rows of the index, without the split, for images that lie in one file."""
+    ids, paths, labels, offsets, lengths = zip(*rows, strict=True) if rows else [()] * 5
+    columns = {
+        "image_id": pa.array(ids, pa.string()),
+        "path": pa.array(paths, pa.string()),
+        "label": pa.array(labels, pa.string()),
+        "url": pa.array([url] * len(rows), pa.string()),
+        "offset": pa.array(offsets, pa.int64()),
+        "length": pa.array(lengths, pa.int64()),
+        "stamp": pa.array([stamp] * len(rows), pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _in_parallel(listed: Callable[[Any], pa.Table], files: list[dict[str, str]]) -> pa.Table:
+    with ThreadPoolExecutor(max_workers=min(16, max(1, len(files)))) as pool:
+        return pa.concat_tables([_part([], "", ""), *pool.map(listed, files)])
+
+
+def _list_parquet(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> _Listing:
     """Parquet files with the bytes of an image in each row; an id is made of file and row.
 
     Ids in the order of the rows let the images of a shard lie together.
     """
-    named = [path for path in files if path.lower().endswith(PARQUET_SUFFIX)]
-    paths = sorted(named or files)
-    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
-    attributes = []
-    with ThreadPoolExecutor(max_workers=min(16, max(1, len(paths)))) as pool:
-        listings = pool.map(lambda path: list_rows(fs, path, config), paths)
-        for path, found in zip(paths, listings, strict=True):
-            file = _relative(path, root)
-            url = row_url(fs.unstrip_protocol(path), found.column)
-            for row, (name, label) in enumerate(zip(found.names, found.labels, strict=True)):
-                _append(
-                    columns,
-                    f"{file.removesuffix(PARQUET_SUFFIX)}/{row:08d}",
-                    f"{file}/{name or f'{row:08d}'}",
+    attributes: dict[str, pa.Table] = {}
+
+    def listed(file: Mapping[str, str]) -> pa.Table:
+        found, name = list_rows(fs, file["path"], config), file["name"]
+        attributes[file["path"]] = found.attributes
+        return _part(
+            [
+                (
+                    f"{name.removesuffix(PARQUET_SUFFIX)}/{row:08d}",
+                    f"{name}/{once or f'{row:08d}'}",
                     label,
-                    url,
-                    files[path],
                     row,
                     PARQUET_ROW,
                 )
-            attributes.append(found.attributes)
+                for row, (once, label) in enumerate(zip(found.names, found.labels, strict=True))
+            ],
+            row_url(file["url"], found.column),
+            file["stamp"],
+        )
+
+    parts = _named(files, PARQUET_SUFFIX, root, all_else=True)
+    rows = _in_parallel(listed, parts)
     try:
-        return columns, pa.concat_tables(attributes, promote_options="permissive")
+        told = [attributes[file["path"]] for file in parts]
+        return rows, pa.concat_tables(told, promote_options="permissive")
     except pa.ArrowException as error:
         raise SourceError(
             f"the files of images.path {config.path!r} have columns of one name and unlike types "
@@ -330,10 +326,11 @@ def _list_parquet(fs: Any, root: str, files: dict[str, Any], config: ImagesConfi
         ) from error
 
 
-def _list_manifest(fs: Any, root: str, files: dict[str, Any], config: ImagesConfig) -> _Listing:
+def _list_manifest(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> _Listing:
     """CSV or Parquet with a column `path` (relative to the manifest) and any other columns."""
     tables = []
-    for path in sorted(files):
+    manifests = sorted(files["path"].to_pylist())
+    for path in manifests:
         with fs.open(path, "rb") as file:
             read: Callable[..., pa.Table] = (
                 pa_csv.read_csv if path.lower().endswith(".csv") else pq.read_table
@@ -349,42 +346,35 @@ def _list_manifest(fs: Any, root: str, files: dict[str, Any], config: ImagesConf
                 f"manifest {config.path!r} has no column {column!r}; it has "
                 f"{', '.join(map(repr, table.column_names[:20]))}{close_names(column, table.column_names)}"
             )
-    paths = [str(p) for p in table["path"].to_pylist()]
-    for path in paths:
+    paths = table["path"].cast(pa.string())
+    if paths.null_count:
+        raise SourceError(
+            f"manifest {config.path!r} has {paths.null_count:,} rows without a path, the first is row "
+            f"{pc.index(pc.is_null(paths), True).as_py() + 1:,}; every row names one image"
+        )
+    for path in paths.filter(pc.match_substring(paths, "://")).to_pylist():
         refuse_secret(path, f"an image in manifest {config.path!r}")
-    labels = table[config.label].to_pylist() if config.label else [None] * len(paths)
-    folder = next(iter(sorted(files))).rpartition("/")[0]
-    columns: dict[str, list[Any]] = {n: [] for n in INDEX_SCHEMA.names if n != "split"}
-    urls = [p if "://" in p else fs.unstrip_protocol(f"{folder}/{p}") for p in paths]
-    for path, label, url, info in zip(paths, labels, urls, _infos(fs, urls), strict=True):
-        _append(columns, path, path, None if label is None else str(label), url, info)
+    nothing = pa.nulls(table.num_rows, pa.string())
+    labels = table[config.label].cast(pa.string()) if config.label else nothing
+    folder = manifests[0].rpartition("/")[0]
+    local = pc.binary_join_element_wise(fs.unstrip_protocol(folder).rstrip("/"), paths, "/")
+    absolute = pc.starts_with(paths, "/") if isinstance(fs, LocalFileSystem) else False
+    whole = pc.binary_join_element_wise("file://", paths, "")
+    urls = pc.if_else(absolute, whole, local)
+    urls = pc.if_else(pc.match_substring(paths, "://"), paths, urls)
+    found = pa.table({"url": urls, "stamp": pa.array(stamps(fs, urls.to_pylist()), pa.string())})
     drop = [name for name in ("path", config.label) if name is not None]
-    return columns, table.drop_columns(drop)
-
-
-def _infos(fs: Any, urls: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Facts about each file; one that is gone is listed as such and quarantined when it is read."""
-
-    def info(url: str) -> Mapping[str, Any]:
-        try:
-            facts: Mapping[str, Any] = fs.info(fs._strip_protocol(url))
-        except OSError as error:
-            if is_outage(error):
-                raise
-            return {"size": "missing"}
-        return facts
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        yield from pool.map(info, urls)
+    return _rows(paths, paths, labels, found), table.drop_columns(drop)
 
 
 def _refuse_repeated_ids(table: pa.Table, path: str) -> None:
-    counts = table["image_id"].value_counts()
-    repeated = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1]
-    if repeated:
+    """Refuse ids that are there twice; rows are in the order of ids."""
+    ids = table["image_id"].combine_chunks()
+    repeated = ids[1:].filter(pc.equal(ids[1:], ids[:-1])).unique()
+    if len(repeated):
         raise SourceError(
             f"images.path {path!r} lists {len(repeated):,} images more than once, for instance "
-            f"{repeated[0]!r}; every image needs one row and an id of its own"
+            f"{repeated[0].as_py()!r}; every image needs one row and an id of its own"
         )
 
 

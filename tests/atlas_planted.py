@@ -7,14 +7,15 @@ true of the arrays, and every value that the atlas should show is known beforeha
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.atlas.data import AtlasData
+from actors.heat_maps import Maps
+from pipeline.atlas.data import AtlasData, Pairs
 
 HOSTILE = (
     "</script><script>document.title='broken'</script>",
@@ -30,6 +31,9 @@ HOSTILE = (
 )
 
 FOLDS = 5
+
+MAPS = {"conv_head": (7, 7), "late": (5, 3)}
+"""Layers whose neurons have places, and the shapes of their maps."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ def planted(
             own = {"explainer": "clip", "factor": factor, "chosen": place == number % 3}
             worth = 0.4 + 0.05 * number - 0.03 * abs(place - number % 3)
             sharpness.append(about | own | {"val_correlation": worth, "neurons": layer.neurons})
+
+    def simulated_scores(simulator: str, explainer: str, factor: float) -> np.ndarray:
+        assert simulator != "explainer"
+        noise = np.random.default_rng(seed + 7).normal(0, 0.05, (images, concepts))
+        return (0.3 * concept_scores(explainer, factor) + noise + 0.1).astype(np.float32)
+
     explained: dict[str, list[object]] = {name: [] for name in EXPLANATION_TYPES}
     scored: dict[str, list[object]] = {name: [] for name in SCORE_TYPES}
     activations = {}
@@ -212,9 +222,65 @@ def planted(
         ),
         activations=lambda layer, pooling: activations[layer, pooling],
         concept_scores=concept_scores,
+        simulated_scores=simulated_scores,
         thumbnails=thumbnails if pictures else None,
+        heat_maps=PlantedMaps() if pictures else None,
+        others=[simpler(layers, names), elsewhere(layers, names)],
         folds=FOLDS,
     )
+
+
+class PlantedMaps:
+    """Maps whose cells follow from the image's row, the neuron and the place alone."""
+
+    inset = 0.0625
+
+    def shape(self, layer: str) -> tuple[int, int] | None:
+        """Of the layers in `MAPS`."""
+        return MAPS.get(layer)
+
+    def read(self, wanted: Mapping[str, Pairs]) -> dict[str, Maps]:
+        """Every map runs from -1 to the neuron's number; the image of row 5 cannot be read."""
+        found = {}
+        for layer, (rows, neurons) in wanted.items():
+            low = np.where(rows == 5, np.nan, -1.0).astype(np.float32)
+            found[layer] = Maps(cells_of(layer, rows, neurons), low, neurons.astype(np.float32))
+        return found
+
+
+def cells_of(layer: str, rows: np.ndarray, neurons: np.ndarray) -> np.ndarray:
+    """Cells of planted maps, uint8 (pairs, height, width)."""
+    height, width = MAPS[layer]
+    places = np.arange(height * width).reshape(height, width)
+    seeds = (rows * 31 + neurons * 17)[:, None, None]
+    cells: np.ndarray = ((places * 29 + seeds) % 256).astype(np.uint8)
+    return cells
+
+
+def simpler(layers: Sequence[Layer], names: Sequence[str]) -> pa.Table:
+    """Scores of one baseline of the explainer clip, for every other neuron, by two judges."""
+    rows = []
+    for layer in layers:
+        for neuron in range(0, layer.neurons, 2):
+            about = {"layer": layer.name, "pooling": layer.pooling, "neuron": neuron}
+            about |= {"explainer": "clip", "method": "single"}
+            about |= {"concepts": [names[neuron % len(names)]], "weights": [2.0]}
+            for simulator, r in (("explainer", 0.3), ("clip-b", None if neuron == 4 else 0.25)):
+                marks = {"correlation": r, "ci_low": r and r - 0.1, "ci_high": r and r + 0.1}
+                rows.append(about | {"simulator": simulator} | marks)
+    return pa.Table.from_pylist(rows, schema=METHOD_SCHEMA)
+
+
+def elsewhere(layers: Sequence[Layer], names: Sequence[str]) -> pa.Table:
+    """Scores of a description from elsewhere of the first neuron of each layer."""
+    rows = []
+    for layer in layers:
+        about = {"layer": layer.name, "pooling": layer.pooling, "neuron": 0, "method": "people"}
+        about |= {"concepts": [names[0], names[1]], "weights": [1.0, -0.12345678]}
+        marks = {"correlation": 0.123456, "ci_low": 0.0, "ci_high": 0.2}
+        rows.append(about | {"explainer": None, "simulator": "clip-b"} | marks)
+        rows.append(about | {"explainer": "clip", "simulator": "explainer"} | marks)
+    return pa.Table.from_pylist(rows, schema=METHOD_SCHEMA)
 
 
 def compared(layer: Layer, method: str) -> dict[str, object]:
@@ -288,6 +354,15 @@ SANITY = [
     for explainer in ("attributes", "clip")
     for metric, share in (("correlation", 0.97), ("cosine", 0.4))
 ]
+METHOD_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("layer", "pooling", "explainer", "method", "simulator")),
+        ("neuron", pa.int32()),
+        *((name, pa.float64()) for name in ("correlation", "ci_low", "ci_high")),
+        ("concepts", pa.list_(pa.string())),
+        ("weights", pa.list_(pa.float64())),
+    ]
+)
 EXPLANATION_TYPES = {
     "layer": pa.string(),
     "pooling": pa.string(),

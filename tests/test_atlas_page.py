@@ -6,28 +6,38 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
 import pytest
 from atlas_planted import FOLDS, HOSTILE, Layer, planted
 
 from pipeline.atlas.build import build_atlas
+from pipeline.atlas.compare import build_comparison
 from pipeline.atlas.data import AtlasData
+from pipeline.diff import Diff
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
-def build_in(folder: Path, data: AtlasData) -> Path:
+def writer(folder: Path) -> Callable[[str, bytes], None]:
+    """What stores files of an atlas in a folder."""
+
     def write(path: str, content: bytes) -> None:
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
 
-    build_atlas(data, write)
+    return write
+
+
+def build_in(folder: Path, data: AtlasData) -> Path:
+    build_atlas(data, writer(folder))
     return folder
 
 
@@ -148,9 +158,12 @@ def test_a_neuron_page_shows_the_equation_and_raises_no_script_error(tmp_path: P
     shows_what_each_term_is_worth(data, chosen, page)
     assert "Top 10\u202f%" in page.everything
     pictures = [a["src"] for tag, a in page.elements if tag == "img" and a.get("alt")]
-    assert len(pictures) == 18
+    assert len(pictures) == 18 + 2 * 6  # of bands, and of each explainer's worst failures
     assert all((folder / str(source).split("?")[0]).is_file() for source in pictures)
     assert sum(tag == "circle" for tag, _ in page.elements) > 2 * 80
+    areas = sum(attributes.get("class") == "term-area" for _, attributes in page.elements)
+    assert areas == sum(len(row["concepts"]) for row in chosen)
+    assert "By other methods" not in page.everything
 
 
 def shows_what_each_term_is_worth(
@@ -172,6 +185,44 @@ def shows_what_each_term_is_worth(
             gap = f"{score['selection_gap']:+.2f}".replace("-", "−")
             assert f"selection gap {gap if float(gap[1:]) else '0.00'}" in shown
             assert f"p {score['p_value']:.3f}, q {score['q_value']:.3f}" in shown
+
+
+@needs_browser
+def test_other_methods_stand_below_a_neurons_own_explanations(tmp_path: Path) -> None:
+    folder = build_in(tmp_path / "atlas", planted(layers=(Layer("conv_head", 12),)))
+    page, console = drawn(folder, "#/neuron/conv_head/avg/2", tmp_path / "profile")
+    assert console == ""
+    assert "best single conceptclipconcept 20.250.30" in page.everything
+
+
+@needs_browser
+def test_a_comparison_lists_what_changed_with_links_into_both_atlases(tmp_path: Path) -> None:
+    rows = [
+        compared_row(3, "changed", ["dog"], [HOSTILE[1], "cat"]),
+        compared_row(7, "same", ["dog"], ["dog"]),
+    ]
+    table = pa.Table.from_pylist(rows)
+    places = (str(tmp_path / "a"), str(tmp_path / "b"))
+    folder = tmp_path / "compared"
+    diff = Diff(places, table, [], [("fit.tolerance", "0.02", "0.05")], [], {})
+    build_comparison(diff, str(folder), writer(folder))
+    page, console = drawn(folder, "", tmp_path / "profile")
+    assert console == ""
+    assert "1 of 2 explanations has another meaning in B" in page.everything
+    assert "fit.tolerance0.020.05" in page.everything
+    assert f"1·{HOSTILE[1]} + 1·cat" in page.everything
+    links = [a["href"] for _, a in page.elements if a.get("class") == "letter"]
+    assert links == [f"../{run}/atlas/index.html#/neuron/fc/avg/3" for run in "ab"]
+
+
+def compared_row(neuron: int, change: str, before: list[str], after: list[str]) -> dict[str, Any]:
+    """A row of the comparison of two runs."""
+    row: dict[str, Any] = {"layer": "fc", "pooling": "avg", "explainer": "clip", "neuron": neuron}
+    row |= {"change": change, "similarity": 0.25, "agreement": None}
+    for run, concepts in (("a", before), ("b", after)):
+        row |= {f"status_{run}": "ok", f"concepts_{run}": concepts, f"bias_{run}": 0.0}
+        row[f"weights_{run}"] = [1.0] * len(concepts)
+    return row
 
 
 @needs_browser

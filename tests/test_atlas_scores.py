@@ -10,9 +10,9 @@ import pytest
 from scipy.special import expit
 
 from core.errors import RecordingError
-from pipeline import report
+from pipeline import report_scores
 from pipeline.columns import vectors
-from pipeline.report import ConceptScores, SharedRows
+from pipeline.report_scores import ConceptScores, SharedRows
 from pipeline.scores import ScoreSource, Shards
 from pipeline.storage import Folder
 
@@ -60,7 +60,7 @@ ROWS, PICKED = np.array([0, 4, 5, 6, 21, 22, 23, 31]), np.array([1, 2, 13, 22])
 def test_scores_of_a_model_are_made_from_embeddings_at_each_sharpness(
     folder: Folder, lane: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "LANE", lane)
+    monkeypatch.setattr(report_scores, "LANE", lane)
     rows = shared(folder, "texts.npz")
     images = matrix_of(folder, "embeddings", "embedding")
     texts = folder.read_arrays("texts.npz")["embedding"].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Concept scores, which concepts occur, and calibration."""
+"""Concept scores, and which concepts occur."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 
-from core.concept_scores import ConceptActivity, calibrate, sigmoid_scores
-from core.errors import ConceptError, ShapeError
+from core.concept_scores import ConceptActivity, sigmoid_scores
+from core.errors import ShapeError
 
 
 def embeddings(rows: int, dimension: int, seed: int) -> np.ndarray:
@@ -96,43 +95,3 @@ def test_fewer_than_five_images_are_judged_by_those_that_are_there() -> None:
 def test_activities_of_two_lists_are_refused() -> None:
     with pytest.raises(ShapeError, match="one concept list"):
         ConceptActivity.of(np.ones((3, 2))).merge(ConceptActivity.of(np.ones((3, 4))))
-
-
-def labelled(slope: float, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines with matches drawn from the very probabilities that are to be found."""
-    rng = np.random.default_rng(seed)
-    cosines = np.clip(0.1 * rng.standard_normal((400, 200)), -1, 1)
-    matches = rng.random(cosines.shape) < 1 / (1 + np.exp(-slope * (cosines + shift)))
-    return cosines.astype(np.float32), matches
-
-
-@pytest.mark.parametrize(("slope", "shift"), [(60.0, -0.09), (20.0, -0.2), (5.0, 0.1)])
-def test_calibration_is_the_logistic_regression_of_scikit_learn(slope: float, shift: float) -> None:
-    cosines, matches = labelled(slope, shift, 0)
-    found = calibrate(cosines, matches)
-    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
-    model.fit(cosines.reshape(-1, 1).astype(np.float64), matches.ravel())
-    a = float(model.coef_[0, 0])
-    assert found[0] == pytest.approx(a, rel=1e-3)
-    assert found[1] == pytest.approx(float(model.intercept_[0]) / a, abs=1e-4)
-    # And it is the truth, up to the chance in 80,000 draws.
-    assert found[0] == pytest.approx(slope, rel=0.1)
-    assert found[1] == pytest.approx(shift, abs=0.02)
-
-
-def test_no_slope_is_too_steep_for_cosines_that_separate_matches() -> None:
-    cosines = np.linspace(-0.5, 0.5, 100).reshape(10, 10)
-    slope, shift = calibrate(cosines, cosines > 0.1)
-    assert slope == pytest.approx(150.0)
-    assert -shift == pytest.approx(0.1, abs=0.01)
-
-
-def test_a_calibration_without_both_kinds_of_pairs_is_refused() -> None:
-    cosines = np.zeros((3, 4))
-    for matches in (np.zeros((3, 4), dtype=bool), np.ones((3, 4), dtype=bool)):
-        with pytest.raises(ConceptError, match="of 12 pairs"):
-            calibrate(cosines, matches)
-    with pytest.raises(ConceptError, match="not finite"):
-        calibrate(np.full((3, 4), np.nan), np.eye(3, 4, dtype=bool))
-    with pytest.raises(ShapeError):
-        calibrate(cosines, np.eye(3, dtype=bool))

@@ -23,7 +23,7 @@ hierarchy = Hierarchy(
     {"some": frozenset([*unseen, "class1", "class2"]), "few": frozenset(["class3", "class4"])},
 )
 index = ImageIndex(rows, pa.table({}))
-print(plan_explainer(ConceptsConfig(name="l", kind="labels"), index, hierarchy, None).fingerprint)
+print(plan_explainer(ConceptsConfig(name="l", kind="labels"), index, hierarchy, []).fingerprint)
 """
 
 

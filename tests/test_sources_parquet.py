@@ -19,7 +19,7 @@ from torchvision import transforms as tv
 
 from actors.views import View, split_transform
 from core.errors import SourceError, StoppedEarly
-from pipeline import sources
+from pipeline import sources_files
 from pipeline.concepts_config import ConceptsConfig
 from pipeline.explainers import image_scores, plan_explainer
 from pipeline.images_config import ImagesConfig
@@ -196,7 +196,7 @@ def test_rows_without_bytes_are_given_a_reason_and_the_others_are_used(tmp_path:
 def test_a_damaged_row_group_costs_its_own_images_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(sources_files, "RETRY_SECONDS", (0.0, 0.0))
     path = write(tmp_path / "x.parquet", structs(), [20, 20])
     index = read(path, label="label")
     chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
@@ -218,7 +218,7 @@ def test_a_damaged_row_group_costs_its_own_images_alone(
 def test_a_file_that_has_become_shorter_loses_the_rows_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(sources_files, "RETRY_SECONDS", (0.0, 0.0))
     path = write(tmp_path / "x.parquet", structs(), [20])
     index = read(path)
     write(path, structs().slice(0, 50), [20])
@@ -242,7 +242,7 @@ def test_a_split_column_and_attributes_come_from_the_rows(tmp_path: Path) -> Non
     assert sorted(index.attributes.column_names) == ["furry", "part", "weight"]
     for columns, expected in ((None, [furry]), (["weight", "furry"], [list(range(NUMBER)), furry])):
         config = ConceptsConfig(name="a", kind="attributes", columns=columns)
-        scores = image_scores(index, plan_explainer(config, index, None, None))
+        scores = image_scores(index, plan_explainer(config, index, None, []))
         found = scores.of(index.rows["image_id"].to_pylist())
         np.testing.assert_array_equal(found, np.array(expected, np.float32).T)
 

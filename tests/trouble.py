@@ -233,7 +233,8 @@ class Nodes:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        self.address = self._answer(180)
+        self.count = nodes
+        self.address = self._answer(300)
 
     def kill_node(self, number: int) -> None:
         """Kill a node without notice."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 import numpy as np
@@ -152,11 +152,22 @@ def _write_page(title: str, put: Write, version: Callable[[], str]) -> None:
     assets = resources.files("pipeline.atlas") / "assets"
     for name in (STYLE, *SCRIPTS):
         put(f"assets/{name}", (assets / name).read_bytes())
-    build = version()
+    put("index.html", page_of("index.html", title, SCRIPTS, version()))
+
+
+def page_of(name: str, title: str, scripts_of: Sequence[str], build: str) -> bytes:
+    """A page that loads scripts of exactly one build.
+
+    Args:
+        name: Of the asset that the page is made from.
+        title: Shown as it is, whatever it holds.
+        scripts_of: Scripts in the order in which they are loaded.
+        build: What tells this build's files from those of others.
+    """
     scripts = "\n".join(
-        f'  <script defer src="assets/{name}?v={build}"></script>' for name in SCRIPTS
+        f'  <script defer src="assets/{script}?v={build}"></script>' for script in scripts_of
     )
-    page = (assets / "index.html").read_text(encoding="utf-8")
+    page = (resources.files("pipeline.atlas") / "assets" / name).read_text(encoding="utf-8")
     for mark, text in (
         ("<!--scripts-->", scripts),
         ("<!--style-->", f'<link rel="stylesheet" href="assets/{STYLE}?v={build}">'),
@@ -164,7 +175,7 @@ def _write_page(title: str, put: Write, version: Callable[[], str]) -> None:
         ("<!--title-->", html.escape(title)),  # last: a title may look like one of the marks
     ):
         page = page.replace(mark, text)
-    put("index.html", page.encode())
+    return page.encode()
 
 
 def _activations(data: AtlasData, group: NeuronGroup) -> np.ndarray:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from core.range_bins import bin_means, range_bins
 from pipeline.atlas.catalogue import Catalogue, ExplainerCatalogue
 from pipeline.atlas.data import FIT_CHECK, AtlasData
-from pipeline.atlas.samples import sample_rows
+from pipeline.atlas.samples import check_scores, sample_rows
 
 TEST_SIZE = 10_000
 BINS, SMALLEST_BIN = 16, 3
@@ -131,7 +131,11 @@ class Predictions:
             scored = np.isfinite(explainer.scores[number]).any()
             if simulator != FIT_CHECK and scored and self._data.simulated_scores is not None:
                 sources[simulator] = self._data.simulated_scores(simulator, explainer.name, factor)
-        places = np.ix_(self.rows, explainer.positions[used])
+        columns = explainer.positions[used]
+        for judge, source in sources.items():
+            whose = explainer.name if judge == FIT_CHECK else judge
+            check_scores(whose, source, len(self._data.images), columns)
+        places = np.ix_(self.rows, columns)
         return used, {
             judge: np.ascontiguousarray(np.asarray(source[places]).T, dtype=np.float32)
             for judge, source in sources.items()

@@ -82,12 +82,7 @@ def concept_shards(
     """
     used = explainer.used_at(level)
     columns = explainer.positions[used]
-    if scores.shape[0] != images or scores.shape[1] <= columns.max(initial=0):
-        raise ShapeError(
-            f"concept scores of '{explainer.name}' have shape {scores.shape}; expected "
-            f"{images} images and more than {columns.max(initial=0)} concepts. The run's tables "
-            "are not of one recording"
-        )
+    check_scores(explainer.name, scores, images, columns)
     total = np.zeros(len(used))
     squares = np.zeros(len(used))
     sampled = np.empty((len(sample), len(used)), np.float16)
@@ -113,6 +108,22 @@ def concept_shards(
                 "spread": spread[start:stop],
                 "scores": [half_precision(sampled[:, place]) for place in range(start, stop)],
             },
+        )
+
+
+def check_scores(
+    name: str, scores: ScoreMatrix, images: int, columns: Int[np.ndarray, " used"]
+) -> None:
+    """Refuse concept scores that are not of the run's images and concepts.
+
+    Raises:
+        ShapeError: They have other rows or fewer columns than the tables say.
+    """
+    if scores.shape[0] != images or scores.shape[1] <= columns.max(initial=0):
+        raise ShapeError(
+            f"concept scores of '{name}' have shape {scores.shape}; expected "
+            f"{images} images and more than {columns.max(initial=0)} concepts. The run's tables "
+            "are not of one recording"
         )
 
 

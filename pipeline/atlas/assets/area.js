@@ -43,7 +43,7 @@
         class: "term-area", style: `--tone:${term.tone}`,
         points: [...points(term.to), ...points(term.from).reverse()].join(" "),
       }));
-      const cursor = svg("line", { class: "cursor", y1: TOP, y2: floor, x1: -9, x2: -9 });
+      const cursor = svg("line", { class: "cursor", y1: TOP, y2: floor, visibility: "hidden" });
       plot.setAttribute("aria-label", label(terms, at));
       plot.replaceChildren(
         ...plots.ticks(low, high, 4).flatMap((mark) => [
@@ -72,6 +72,7 @@
         const box = plot.getBoundingClientRect();
         cursor.setAttribute("x1", x(at[bin]));
         cursor.setAttribute("x2", x(at[bin]));
+        cursor.setAttribute("visibility", "visible");
         atlas.showTip([
           h("p", {}, h("b", {}, `activation ${format.value(at[bin])}`), ` \u00b7 ${format.counted(counts[bin], "image")}`),
           h("p", {}, `predicted ${format.value(sum[bin])}: `,
@@ -85,7 +86,7 @@
         at.forEach((value, bin) => { if (Math.abs(x(value) - px) < Math.abs(x(at[best]) - px)) best = bin; });
         tell(best);
       };
-      plot.onpointerleave = () => { atlas.hideTip(); cursor.setAttribute("x1", -9); cursor.setAttribute("x2", -9); };
+      plot.onpointerleave = () => { atlas.hideTip(); cursor.setAttribute("visibility", "hidden"); };
     }
     return { element, draw };
   };

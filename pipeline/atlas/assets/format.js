@@ -36,6 +36,13 @@
   format.percent = (share, digits = 2) =>
     `${signed(String(Number((100 * share).toPrecision(digits))))}\u202f%`;
 
+  /** An amount of data: 12.3 MB. */
+  format.bytes = function (bytes) {
+    const units = ["B", "kB", "MB", "GB", "TB"];
+    const unit = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, bytes)) / 3)));
+    return `${format.value(bytes / 1000 ** unit)}\u202f${units[unit]}`;
+  };
+
   format.seconds = function (seconds) {
     if (seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
     if (seconds < 100) return `${Math.round(seconds)} s`;

@@ -180,18 +180,36 @@
 
   /** Where this came from, and what it cost. */
   atlas.provenance = function (overview) {
-    const { seconds, ...facts } = overview.provenance;
+    const { seconds, work, fingerprints, ...facts } = overview.provenance;
     const timed = seconds && typeof seconds === "object" && !Array.isArray(seconds)
       ? Object.entries(seconds).filter(([, value]) => typeof value === "number") : [];
     const sum = timed.reduce((total, [, value]) => total + value, 0);
     return h("section", { class: "provenance" },
       h("h2", {}, "Provenance and cost"),
       h("div", { class: "columns" },
-        h("div", {}, nested(timed.length ? facts : overview.provenance)),
-        timed.length > 0 && h("div", {},
-          charts.bars(timed.map(([name, value]) => ({ name, parts: [value] })), (row) => format.seconds(row.parts[0])),
-          h("p", { class: "aside" }, `${format.seconds(sum)} in all.`))));
+        h("div", {}, nested(facts), fingerprints && h("details", { class: "degenerate" },
+          h("summary", {}, "Fingerprints: what every table was made from"), nested(fingerprints))),
+        timed.length > 0 && h("div", {}, costs(timed, work || {}), h("p", { class: "aside" }, `${format.seconds(sum)} in all.`))));
   };
+
+  /** What each stage did: a bar for its time, and its rows, bytes and workers where they are known. */
+  function costs(timed, work) {
+    const longest = Math.max(...timed.map(([, value]) => value), 1e-9);
+    const known = (key) => timed.some(([name]) => work[name] && typeof work[name][key] === "number");
+    const columns = [
+      ["rows", "Rows", format.count], ["rows_per_second", "Rows/s", format.value],
+      ["bytes", "Written", format.bytes], ["workers", "Workers", format.count],
+    ].filter(([key]) => known(key));
+    return h("div", { class: "scroll" }, h("table", { class: "measures costs" },
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Stage"), h("th", { class: "wide" }), h("th", { scope: "col", class: "number" }, "Time"),
+        columns.map(([, name]) => h("th", { scope: "col", class: "number" }, name)))),
+      h("tbody", {}, timed.map(([name, value]) => h("tr", {},
+        h("th", { scope: "row" }, text(name)),
+        h("td", { class: "wide", "aria-hidden": "true" }, h("i", { class: "cost", style: `width:${(100 * value) / longest}%` })),
+        h("td", { class: "number" }, h("b", {}, format.seconds(value))),
+        columns.map(([key, , show]) => h("td", { class: "number" },
+          work[name] && typeof work[name][key] === "number" ? show(work[name][key]) : "\u2013")))))));
+  }
 
   function nested(value) {
     if (value === null) return "\u2013";
@@ -201,7 +219,7 @@
     }
     if (typeof value === "object") {
       return h("dl", { class: "facts" }, Object.entries(value).map(([key, item]) =>
-        h("div", {}, h("dt", {}, text(key.replaceAll("_", " "))), h("dd", {}, nested(item)))));
+        h("div", {}, h("dt", {}, text(key)), h("dd", {}, nested(item)))));
     }
     if (typeof value === "number") {
       return Number.isInteger(value) ? format.count(value) : format.value(value, 4);

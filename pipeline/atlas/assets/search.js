@@ -70,9 +70,18 @@
       return { terms, bias: terms.length ? columns.bias[neuron] : null };
     }
 
+    /** Whether some term of the explanation that stands for a neuron lowers it. */
+    lowers(neuron, view) {
+      const columns = this.explainers.get(view.pick[neuron]);
+      for (let t = columns.offset[neuron]; t < columns.offset[neuron + 1]; t++) {
+        if (columns.weight[t] < 0) return true;
+      }
+      return false;
+    }
+
     /**
      * Neurons that pass, in order.
-     * @param wanted {explainer, simulator, query, layer, pooling, status, least, sort, down}
+     * @param wanted {explainer, simulator, query, layer, pooling, status, least, length, sign, sort, down}
      */
     find(wanted) {
       const view = this.view(wanted.explainer, wanted.simulator);
@@ -92,6 +101,8 @@
         if (status >= 0 && view.status[n] !== status) continue;
         if (least !== null && view.score[n] < least) continue;
         if (matches && !matches[n]) continue;
+        if (wanted.length && view.length[n] !== wanted.length) continue;
+        if (wanted.sign && !(view.length[n] && this.lowers(n, view) === (wanted.sign === "lowering"))) continue;
         found[count++] = n;
       }
       return { view, neurons: trailing(found.subarray(0, count), wanted, view) };

@@ -4,7 +4,10 @@
 
   const { h, text, format } = atlas;
   const { BEST, NONE } = atlas.Search;
+  const MOST_LAYERS = 6; // named with their neurons above the table
   const TALLEST = 8e6; // browsers refuse taller elements; beyond it rows are reached by scale
+
+  const SIGNS = [["", "any"], ["raising", "only raising"], ["lowering", "some lowering"]];
 
   let engine = null;
 
@@ -70,6 +73,8 @@
       layer: fixed.layer || parameters.get("layer") || "",
       pooling: parameters.get("pooling") || "",
       status: parameters.get("status") || "",
+      length: Math.max(0, Math.round(Number(parameters.get("length")) || 0)),
+      sign: SIGNS.some(([value]) => value === parameters.get("sign")) ? parameters.get("sign") : "",
       least: Math.min(1, Math.max(0, Number(parameters.get("min")) || 0)),
       explainer: number(explainers, parameters.get("explainer"), explainers.length > 1 ? BEST : 0),
       simulator: number(overview.simulators, parameters.get("simulator"), 0),
@@ -86,6 +91,8 @@
       layer: fixed.layer ? "" : state.layer,
       pooling: state.pooling,
       status: state.status,
+      length: state.length || "",
+      sign: state.sign,
       min: state.least > 0 ? String(state.least) : "",
       explainer: state.explainer === BEST || overview.explainers.length < 2 ? "" : overview.explainers[state.explainer].name,
       simulator: state.simulator === 0 ? "" : overview.simulators[state.simulator],
@@ -122,6 +129,9 @@
         [number, name === overview.fit_check ? "explainer (fit check)" : name]), state.simulator,
       (value) => { state.simulator = Number(value); }),
       select("Status", held.length > 1 || state.status ? any(held, "any") : [], state.status, (value) => { state.status = value; }),
+      select("Length", [[0, "any"], ...lengthsOf(overview).map((length) => [length, String(length)])], state.length,
+        (value) => { state.length = Number(value); }),
+      select("Signs", SIGNS, state.sign, (value) => { state.sign = value; }),
       overview.simulators.length > 0 && h("label", { class: "least" }, h("span", {}, "Score ", output),
         h("input", {
           type: "range", min: 0, max: 1, step: 0.05, value: state.least, "aria-label": "Least score",
@@ -131,6 +141,22 @@
             changed();
           },
         })));
+  }
+
+  /** Lengths that some chosen explanation has. */
+  const lengthsOf = (overview) => [...new Set(overview.explainers.flatMap((explainer) =>
+    explainer.lengths.flatMap((count, place) => (count ? [place + 1] : []))))].sort((a, b) => a - b);
+
+  /** In which layers most of the neurons found are. */
+  function layersOf(overview, found, neurons) {
+    const counts = new Map();
+    for (const n of neurons) {
+      const { layer } = overview.groups[found.groupOf[n]];
+      counts.set(layer, (counts.get(layer) || 0) + 1);
+    }
+    const most = [...counts].sort((a, b) => b[1] - a[1]).slice(0, MOST_LAYERS);
+    return [most.map(([layer, count]) => [" \u00b7 ", text(layer), ` ${format.count(count)}`]),
+      counts.size > most.length && ` \u00b7 ${format.counted(counts.size - most.length, "layer")} more`];
   }
 
   function rows(overview, found, state, oneLayer) {
@@ -168,8 +194,9 @@
       marked = atlas.asksFor(state.query);
       const count = result.neurons.length;
       atlas.browsing = { neurons: result.neurons, places: null, engine: found, title: state.query };
-      summary.textContent = count === all ? format.counted(count, "neuron")
-        : `${format.count(count)} of ${format.counted(all, "neuron")}`;
+      summary.replaceChildren(...[count === all ? format.counted(count, "neuron")
+        : `${format.count(count)} of ${format.counted(all, "neuron")}`,
+      count < all && !oneLayer && !state.layer && layersOf(overview, found, result.neurons)].flat(3).filter(Boolean));
       grid.setAttribute("aria-rowcount", count + 1);
       rowHeight = parseFloat(getComputedStyle(element).getPropertyValue("--row")) || 44;
       body.style.height = `${Math.min(TALLEST, count * rowHeight)}px`;
