@@ -196,8 +196,9 @@ def _place(store: str | None, table: str, first: str) -> str:
 
 def image_parts(plan: Plan) -> list[str]:
     """Names of the parts of the images table, which depend on no model."""
-    path = table_path(IMAGES)
-    return [part_name(path, number, part) for number, part in enumerate(_images(plan))]
+    made = _images(plan)
+    place = _place(plan.config.store, IMAGES, made[0])
+    return [part_name(place, number, part) for number, part in enumerate(made)]
 
 
 def _images(plan: Plan) -> list[str]:
