@@ -25,7 +25,6 @@ from pipeline.rundir import Run
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 IMAGES = 200
-ADDRESS = "RAY_ADDRESS"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     env = environment(
         RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_TMPDIR=str(place)
     )
-    # What travels with the job is what runs: nothing of this tree is found by another way.
-    env.pop("PYTHONPATH")
-    env.pop(ADDRESS, None)
+    # What travels with the job is what runs: nothing of this tree is found by another way. The last of these
+    # keeps fake clusters on loopback, and real ones with nodes of their own from starting.
+    for name in ("PYTHONPATH", "RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        env.pop(name, None)
     port, dashboard = free_port(), free_port()
     same = ["--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     same += [f"--object-store-memory={100 * 1024**2}"]
@@ -66,7 +66,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
                 command, env=env, start_new_session=True, stdout=file, stderr=file
             )
         processes.append(process)
-        wait_for(lambda: "Ray runtime started" in log.read_text(), 120, name, 0.2)
+        wait_for(lambda: process.poll() or "Ray runtime started" in log.read_text(), 120, name)
+        assert process.poll() is None, log.read_text()[-2000:]
 
     try:
         begin(head, "head")
