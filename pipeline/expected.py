@@ -176,6 +176,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
+    shown += [tables[t] for t in (CONCEPT_LISTS, CALIBRATION) if t in tables]
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
     places = {name: _place(plan.config.store, name, parts[0]) for name, parts in made.items()}
     parts = {
