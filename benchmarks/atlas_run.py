@@ -40,9 +40,11 @@ from pipeline.expected import (
     table_path,
 )
 from pipeline.fit import PATH_SCHEMA
+from pipeline.moments import blocks_of
 from pipeline.plan import Plan, prepare
-from pipeline.rundir import Run
+from pipeline.rundir import Run, part_name
 from pipeline.sanity import SANITY_SCHEMA
+from pipeline.scores import read_factors, shards_of
 from pipeline.sharpen import SHARPNESS_SCHEMA
 from pipeline.simulate import SCORE_SCHEMA
 
@@ -134,8 +136,13 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     run.write(
         SYNONYMS, "degenerate_concepts.parquet", DEGENERATE_SCHEMA.empty_table(), made[SYNONYMS]
     )
-    for name in (PATHS, moments_table("clip")):  # the last stage reads neither
-        run.commit(name, f"{name}.parquet", made[name], 0)
+    run.commit(PATHS, "paths.parquet", made[PATHS], 0)  # which the last stage does not read
+    moments = moments_table("clip")  # of which it reads the concepts alone
+    blocks = blocks_of(plan, shards_of(run, plan), read_factors(run, "clip"))
+    names = np.array([f"block {number}" for number in range(len(blocks))])
+    part = part_name(moments, 0, made[moments], "npz")
+    run.folder.write_arrays(part, positions=np.arange(CONCEPT_COUNT), files=names)
+    run.commit(moments, moments, made[moments], len(blocks))
     return config_path, out
 
 

@@ -70,11 +70,19 @@ class Visit:
         if response.status >= 400:
             self.faults.append(f"{response.status}: {response.url}")
 
-    def open(self, address: str) -> Any:
-        """Open an address as if for the first time, and return the page once it is drawn."""
+    def open(self, address: str, shows: str | None = None) -> Any:
+        """Open an address as if for the first time, and return the page once it is drawn.
+
+        Args:
+            address: A page of an atlas, or any other.
+            shows: What a page that is not of an atlas shows when it is drawn, as a selector.
+        """
         self.page.goto("about:blank")  # an address that differs by its fragment alone loads nothing
         self.page.goto(address)
-        self.settle()
+        if shows is None:
+            self.settle()
+        else:
+            self.page.wait_for_selector(shows)
         return self.page
 
     def settle(self) -> None:

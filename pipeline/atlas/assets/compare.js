@@ -87,7 +87,7 @@
       h("ul", { class: "layer-keys change-keys" }, shown.map((c) => h("li", {},
         h("i", { class: `block change-${runs.changes[c]}`, "aria-hidden": "true" }),
         h("b", {}, runs.changes[c]), MEANING[runs.changes[c]]))),
-      h("div", { class: "scroll" }, h("table", { class: "measures changes" },
+      atlas.scroll("What became of the explanations", h("table", { class: "measures changes" },
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), h("th", { scope: "col" }, "Explainer"),
           h("th", { scope: "col", class: "wide" }, ""),
           shown.map((c) => h("th", { scope: "col", class: "number" }, runs.changes[c])),
@@ -113,7 +113,7 @@
     return h("section", {},
       h("h2", {}, "Scores"),
       h("p", { class: "aside" }, "Mean correlation on the test images of each run, of neurons that have one in both, and the mean change with Student\u2019s 95\u202f% interval."),
-      h("div", { class: "scroll" }, h("table", { class: "measures" },
+      atlas.scroll("Scores", h("table", { class: "measures" },
         h("thead", {}, h("tr", {}, ["Layer", "Explainer", "Scored by"].map((name) => h("th", { scope: "col" }, name)),
           ["Neurons", "A", "B", "B less A", "apart"].map((name) => h("th", { scope: "col", class: "number" }, name)))),
         h("tbody", {}, runs.scores.map(([g, s, count, a, b, gap, low, high, apart]) => h("tr", {},
@@ -131,7 +131,7 @@
     if (!runs.settings.length) return "";
     return h("section", {},
       h("h2", {}, "Settings that differ"),
-      h("div", { class: "scroll" }, h("table", { class: "measures settings" },
+      atlas.scroll("Settings that differ", h("table", { class: "measures settings" },
         h("thead", {}, h("tr", {}, ["Key", "A", "B"].map((name) => h("th", { scope: "col" }, name)))),
         h("tbody", {}, runs.settings.map(([key, a, b]) => h("tr", {},
           h("th", { scope: "row" }, text(key)), h("td", {}, text(a)), h("td", {}, text(b))))))));

@@ -28,7 +28,7 @@
     const best = shown.map((s) => Math.max(...rows.map((row) => (row.scores[s] ? row.scores[s][0] : -Infinity))));
     return h("section", { class: "others" },
       h("h2", {}, "By other methods"),
-      h("div", { class: "scroll" }, h("table", { class: "measures" },
+      atlas.scroll("Other explanations", h("table", { class: "measures" },
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Method"), h("th", { scope: "col", class: "words" }, "Explanation"),
           shown.map((s) => h("th", { scope: "col", class: "number" },
             overview.simulators[s] === overview.fit_check ? "fit check" : text(overview.simulators[s]))))),

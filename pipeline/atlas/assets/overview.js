@@ -200,7 +200,7 @@
       ["rows", "Rows", format.count], ["rows_per_second", "Rows/s", format.value],
       ["bytes", "Written", format.bytes], ["workers", "Workers", format.count],
     ].filter(([key]) => known(key));
-    return h("div", { class: "scroll" }, h("table", { class: "measures costs" },
+    return atlas.scroll("Cost by stage", h("table", { class: "measures costs" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Stage"), h("th", { class: "wide" }), h("th", { scope: "col", class: "number" }, "Time"),
         columns.map(([, name]) => h("th", { scope: "col", class: "number" }, name)))),
       h("tbody", {}, timed.map(([name, value]) => h("tr", {},
