@@ -138,11 +138,12 @@ class Harm:
             code = self._end(driver)
             if self.done and struck:
                 self.done[-1]["exit_code"] = code
+            said = log.read_text(errors="replace")
+            log.unlink()
             if code == done:
-                return log.read_text(errors="replace") or "nothing"
+                return said or "nothing"
             if not struck or code != (-signal.SIGKILL if struck == "driver" else 75):
-                said = log.read_text(errors="replace")[-3000:]
-                self.lost.append(f"exit code {code} after {struck!r}: {said}")
+                self.lost.append(f"exit code {code} after {struck!r}: {said[-3000:]}")
                 return ""
 
     def _reaches(

@@ -56,7 +56,8 @@ class Waits(nn.Module):
 
 def network() -> tuple[nn.Module, transforms.Compose]:
     """Factory for ``python:scaling:network``."""
-    return Waits(), transforms.Compose([transforms.ToTensor()])
+    _, transform = planted.network()
+    return Waits(), transform
 
 
 def scaled(folder: Path, workers: int) -> dict[str, Any]:
