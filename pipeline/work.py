@@ -363,8 +363,8 @@ class Work:
         widest = max(column.neurons for column in self.columns)
         return StageEstimate(
             "report",
-            shown,
-            "pictures",
+            shown + pages,
+            "files",
             TASKS + seconds,
             shown * THUMBNAIL + pages * PAGE_BYTES,
             2 * PROCESS + images * (6 * widest + 1024),
