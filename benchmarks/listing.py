@@ -2,9 +2,8 @@
 
     python benchmarks/listing.py --files 100000 --rows 1000000
 
-Files are real and empty, in a folder of their own, and are deleted afterwards; rows are those of a
-manifest in which the same files are named again and again, under ids of their own (query strings on a
-local path would not do, so `./` is repeated before the name).
+Files are real and empty, in a folder of their own, and are deleted afterwards. The rows of the manifest
+name the same files again and again, each time with one more `./` before the name, so that ids differ.
 """
 
 from __future__ import annotations

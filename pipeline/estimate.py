@@ -69,6 +69,7 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     Raises:
         UsageError: The run could not be started.
     """
+    notes = _busy_notes()
     begun = time.perf_counter()
     plan = prepare(config)
     refuse_impossible_ablation(plan)
@@ -84,7 +85,7 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     fixed = prepared + RAY + pace.load + ACTOR
     models, other = (sum(getattr(s, kind) for s in stages) for kind in ("models", "other"))
     found = costs(prices, models, other, fixed, on_gpu=device == "cuda")
-    notes = work.notes + _memory_notes(stages)
+    notes += work.notes + _memory_notes(stages)
     return Estimate(
         images=plan.index.rows.num_rows,
         neurons=plan.target.neurons,
@@ -103,6 +104,17 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
 def machine_memory() -> int:
     """Bytes of main memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _busy_notes() -> list[str]:
+    """What to say where others use the processors: a run at another time would be faster."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < cores:
+        return []
+    return [
+        f"this machine is busy (load {load:.1f} on {cores} logical CPUs): alone it would be faster, and "
+        "what others do while the run goes on cannot be foretold"
+    ]
 
 
 def _memory_notes(stages: Iterable[StageEstimate]) -> list[str]:

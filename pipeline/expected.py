@@ -176,6 +176,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     tables |= _ablations(plan, tables, simulators)
     page = plan.config.atlas.model_dump()
     shown = [tables.get(t) for t in (COMPARISON, ABLATIONS, REPLACEMENTS, IMPORTANCE)]
+    shown += [tables[t] for t in (CONCEPT_LISTS, CALIBRATION) if t in tables]
     tables[ATLAS] = fingerprint(ATLAS, PAGE_VERSION, tables[SCORES], tables[CONCEPTS], shown, page)
     places = {name: _place(plan.config.store, name, parts[0]) for name, parts in made.items()}
     parts = {
@@ -195,8 +196,9 @@ def _place(store: str | None, table: str, first: str) -> str:
 
 def image_parts(plan: Plan) -> list[str]:
     """Names of the parts of the images table, which depend on no model."""
-    path = table_path(IMAGES)
-    return [part_name(path, number, part) for number, part in enumerate(_images(plan))]
+    made = _images(plan)
+    place = _place(plan.config.store, IMAGES, made[0])
+    return [part_name(place, number, part) for number, part in enumerate(made)]
 
 
 def _images(plan: Plan) -> list[str]:

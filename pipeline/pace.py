@@ -20,7 +20,6 @@ import pyarrow as pa
 import scipy.sparse
 import torch
 from jaxtyping import Float
-from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
 from actors.clip import load_clip
@@ -50,7 +49,7 @@ BATCHES_TRIED, MODEL_SECONDS = 3, 2.5
 WIDTH, ROWS, NEURONS, CONCEPTS = 512, 2048, 24, 256
 
 #: Texts that are embedded to time a text tower.
-TEXTS = 64
+TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,9 @@ class Pace:
     load: float
     """Seconds to load the models that record, which a recording actor does once."""
     decode: float
-    """An image."""
+    """An image, laid out for all models."""
+    open: float
+    """An image fetched and decoded alone."""
     models: dict[str, float]
     """An image with all threads, by the table that a model makes."""
     row_bytes: dict[str, float]
@@ -104,12 +105,19 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     wanted = plan.config.target.batch_size
     batch = AUTO_BATCH[device] if wanted == "auto" else wanted
     rows = _spread(plan, BATCHES_TRIED * batch)
+    opened, _ = _decoded(rows, {})
     decode, views = _decoded(rows, models.views)
     folder = Folder(f"memory://neuroscribe-pace-{secrets.token_hex(6)}")
     workers = Workers(actors=1, gpus=1.0 if device == "cuda" else 0.0, per_node=1)
     begun = time.perf_counter()
     shard = RecordShard(
-        folder, models.targets, models.clips, workers, dtype, plan.config.target.batch_size
+        folder,
+        models.targets,
+        models.clips,
+        workers,
+        dtype,
+        plan.config.target.batch_size,
+        compiled=plan.config.recordings.compile,
     )
     load = time.perf_counter() - begun
     seconds, sizes, embeddings, read = {}, {}, {}, 0.0
@@ -145,6 +153,7 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         cores=cores,
         load=load,
         decode=decode,
+        open=opened,
         models=seconds,
         row_bytes=sizes,
         parameters=parameters,
@@ -238,14 +247,17 @@ def likely_active(logits: Float[np.ndarray, "images concepts"], images: int) -> 
     """Share of concepts that are probably active on many images, from the logits on a few of them.
 
     A concept is active where its five highest scores average to a half or more. Those of many images are
-    foretold from mean and spread of the few, as if logits were normal.
+    foretold from mean and spread of the few, as if the logits of all concepts had one shape: a few images
+    of many concepts say more of its tail than of one.
 
     Args:
         logits: Of concept scores, on a few images.
         images: How many there are.
     """
+    mean, spread = logits.mean(axis=0), logits.std(axis=0)
     share = min(0.5, HIGHEST / 2 / max(images, HIGHEST))
-    foretold = logits.mean(axis=0) + float(ndtri(1 - share)) * logits.std(axis=0)
+    reach = np.quantile((logits - mean) / np.maximum(spread, 1e-12), 1 - share)
+    foretold = mean + reach * spread
     seen = np.sort(logits, axis=0)[-HIGHEST:].mean(axis=0)
     return float((np.maximum(foretold, seen) >= 0).mean())
 

@@ -23,13 +23,13 @@ import torch
 from actors.replay import Head, Replay
 from actors.targets import load_target
 from actors.views import View
-from core.errors import RecordingError, StoppedEarly
+from core.errors import RecordingError
 from pipeline.columns import array_of, vectors
 from pipeline.engine import Workers, ready
 from pipeline.plan import TargetPlan, target_fingerprint
 from pipeline.shards import DecodeShard
 from pipeline.storage import Folder
-from pipeline.stream import own_error
+from pipeline.stream import lost, own_error
 from pipeline.targets import Column
 
 
@@ -176,9 +176,7 @@ class Replayers:
         except ray.exceptions.RayTaskError as error:
             raise own_error(error) from None
         except ray.exceptions.RayError as error:
-            raise StoppedEarly(
-                f"the cluster lost its workers ({error}); run again to resume"
-            ) from error
+            raise lost(error) from error
         finally:
             for reply in running:
                 ray.cancel(reply, force=False)

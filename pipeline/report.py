@@ -20,7 +20,9 @@ from pipeline.expected import (
     ACTIVATIONS,
     ATLAS,
     BASELINE_SCORES,
+    CALIBRATION,
     COMPARISON,
+    CONCEPT_LISTS,
     CONCEPTS,
     EXPLANATIONS,
     IMAGES,
@@ -152,6 +154,24 @@ def _with_ablations(run: Run) -> pa.Table:
     return scores
 
 
+def _sources_of_concepts(run: Run, plan: Plan) -> dict[str, object]:
+    """Lists that concepts are from, and calibrations that were measured, where there are some."""
+    told: dict[str, object] = {}
+    if any(explainer.lists for explainer in plan.explainers):
+        told["concept_lists"] = {
+            f"{row['explainer']}, {row['list']}": f"{row['added']:,} concepts; {row['source']}; "
+            f"licence: {row['licence']}"
+            for row in run.read(CONCEPT_LISTS).to_pylist()
+        }
+    if any(clip.labels is not None for clip in plan.clips.values()):
+        told["calibration"] = {
+            row["model"]: f"a = {row['slope']:.1f}, b = {row['shift']:.3f}, measured on "
+            f"{row['labels']:,} labels of {row['images']:,} images ({row['figure']})"
+            for row in run.read(CALIBRATION).to_pylist()
+        }
+    return told
+
+
 def _provenance(run: Run, plan: Plan) -> dict[str, object]:
     config = plan.config
     fit = config.fit.resolved
@@ -177,6 +197,7 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
             explainer.name: _explainer(explainer.kind, len(explainer.concepts), section)
             for explainer, section in zip(plan.explainers, config.concepts, strict=True)
         },
+        **_sources_of_concepts(run, plan),
         "simulators": {s.name: s.model for s in config.simulators},
         "fit": f"{fit.search}, at most {fit.max_length} concepts, length by {fit.length}",
         "fingerprints": {"target": plan.target.fingerprint}
@@ -204,6 +225,8 @@ def _version(name: str) -> str:
 def _explainer(kind: str, concepts: int, section: ConceptsConfig) -> str:
     """An explainer in words: its kind, its list of concepts and its model."""
     words = [kind, f"{concepts:,} concepts"]
-    words += [f"of {place}" for place in (section.concepts, section.path) if place]
+    lists = [section.concepts] if isinstance(section.concepts, str) else section.concepts or []
+    places = [" + ".join(lists), section.path]
+    words += [f"of {place}" for place in places if place]
     words += [f"by {section.model}"] if section.model else []
     return ", ".join(words)

@@ -26,6 +26,7 @@ from pipeline.atlas.data import Pairs
 from pipeline.columns import array_of
 from pipeline.engine import Workers, run_tasks
 from pipeline.plan import Plan, TargetPlan, target_fingerprint
+from pipeline.progress import Progress
 from pipeline.replays import Replayers
 from pipeline.sources import fetch
 from pipeline.sources_parquet import ParquetRows
@@ -123,6 +124,8 @@ class RunHeatMaps:
             count = len(pairs[0])
             ends = (np.full(count, np.nan, np.float32) for _ in range(2))
             found[layer] = Maps(np.zeros((count, *shape), np.uint8), *ends)
+        if not len(rows):
+            return found
         # Pairs of each layer, by the number of the batch that their image is in.
         batch_of = {
             layer: np.searchsorted(rows, pairs[0]) // BATCH for layer, pairs in wanted.items()
@@ -156,6 +159,7 @@ class RunHeatMaps:
             made.remote(target, list(wanted), self._workers, self._dtype)
             for _ in range(self._workers.actors)
         ]
+        progress = Progress("heat maps", len(rows), "images")
         try:
             for number, maps in Replayers(actors, target.preprocess.view).map("maps", calls()):
                 for layer, some in maps.items():
@@ -163,6 +167,8 @@ class RunHeatMaps:
                     found[layer].cells[mine] = some.cells
                     found[layer].low[mine] = some.low
                     found[layer].high[mine] = some.high
+                progress.advance(min(BATCH, len(rows) - number * BATCH))
+            progress.close()
         finally:
             for actor in actors:
                 ray.kill(actor)

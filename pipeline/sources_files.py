@@ -8,6 +8,7 @@ read, pipes that never end. A million files are listed in seconds and kept as co
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 import stat
 import time
@@ -264,25 +265,28 @@ def _walk(root: str) -> Iterator[str]:
     linked: list[str] = []
     while waiting or linked:
         # Folders behind links come last, in order: what they are called must not depend on the disk.
-        linked.sort(reverse=True)
-        folder = waiting.pop() if waiting else linked.pop()
-        facts = os.stat(folder)  # noqa: PTH116
-        if (facts.st_dev, facts.st_ino) in entered:
-            continue
-        entered.add((facts.st_dev, facts.st_ino))
+        folder = waiting.pop() if waiting else heapq.heappop(linked)
         try:
+            facts = os.stat(folder)  # noqa: PTH116
+            if (facts.st_dev, facts.st_ino) in entered:
+                continue
+            entered.add((facts.st_dev, facts.st_ino))
             entries = os.scandir(folder)
         except OSError as error:
+            if is_outage(error):
+                raise
             raise SourceError(
                 f"the folder {shown(folder)!r} cannot be listed ({error.strerror}), so its images "
                 "would be missing; make it readable or move it away"
             ) from error
         with entries:
             for entry in entries:
-                if _is_folder(entry):
-                    (linked if entry.is_symlink() else waiting).append(entry.path)
-                else:
+                if not _is_folder(entry):
                     yield entry.path
+                elif entry.is_symlink():
+                    heapq.heappush(linked, entry.path)
+                else:
+                    waiting.append(entry.path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import ray
 
 from actors.views import View
-from core.errors import NeuroscribeError, StoppedEarly, ThresholdError
+from core.errors import NeuroscribeError, RecordingError, StoppedEarly, ThresholdError
 from pipeline.concepts import kept_images
 from pipeline.engine import Workers, data_context, run_tasks
 from pipeline.expected import (
@@ -252,9 +252,17 @@ def _reported(dataset: Any) -> Generator[dict[str, Any]]:
     except ray.exceptions.RayTaskError as error:
         raise own_error(error) from None
     except ray.exceptions.RayError as error:
-        raise StoppedEarly(
-            f"the cluster lost its workers ({error}); run again to resume"
-        ) from error
+        raise lost(error) from error
+
+
+def lost(error: Any) -> NeuroscribeError:
+    """What Ray's word of a lost actor or worker means: the models' fault, or the cluster's."""
+    if getattr(error, "actor_init_failed", False):
+        return RecordingError(
+            f"models that load where neuroscribe was started do not load on a worker: {error}; give "
+            "every node the same packages and files"
+        )
+    return StoppedEarly(f"the cluster lost its workers ({error}); run again to resume")
 
 
 def own_error(error: BaseException) -> BaseException:

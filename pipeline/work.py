@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from actors.heat_maps import has_map
 from core.sharpness import FACTORS
 from pipeline.expected import (
     ACTIVATIONS,
@@ -35,13 +36,13 @@ ACTOR, TASKS = 5.0, 1.0
 PROCESS = 700 * 1024**2
 
 #: Images that the atlas shows for a neuron, of which many are shown for others as well; bytes of each.
-SHOWN, THUMBNAIL = 40, 3_000
+SHOWN, THUMBNAIL = 40, 2_400
 
-#: Bytes on disk of a row of paths and explanations, and of scores; seconds to write either.
-PATH_BYTES, SCORE_BYTES, ROW_SECONDS = 270, 24, 6e-5
+#: Bytes on disk of a row of paths and explanations together, and of scores; seconds to write either.
+PATH_BYTES, SCORE_BYTES, ROW_SECONDS = 270, 29, 6e-5
 
-#: Seconds that the atlas takes for a neuron, and an image decoded and made small, beside decoding.
-PAGE_SECONDS, SMALL_SECONDS = 2e-3, 2e-3
+#: Seconds and bytes that the atlas takes for an explanation; seconds to make an image small, once decoded.
+PAGE_SECONDS, PAGE_BYTES, SMALL_SECONDS = 1e-3, 3_300, 5e-4
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ class Work:
             seconds,
             rows=todo,
             unit="neurons",
-            written=2 * rows * PATH_BYTES,
+            written=rows * PATH_BYTES,
             memory=memory,
         )
 
@@ -333,7 +334,13 @@ class Work:
             "and elsewhere neurons × images × (13 + explainers × simulators) passes through the rest"
         )
         return StageEstimate(
-            "ablate", passes, "passes", TASKS + seconds, passes * 2000, 2 * PROCESS, models=seconds
+            "ablate",
+            passes,
+            "passes",
+            TASKS + seconds,
+            passes * 2000,
+            2 * PROCESS,
+            models=seconds * (self.pace.cores if self.pace.device == "cpu" else 1),
         )
 
     def _report(self) -> StageEstimate:
@@ -345,16 +352,24 @@ class Work:
         shown = min(images, SHOWN * self.neurons) if self.plan.config.atlas.images else 0
         pages = self.neurons * len(self.plan.explainers)
         # Pages are written by one process; pictures are made by tasks.
-        seconds = pages * PAGE_SECONDS + shown * (pace.decode + SMALL_SECONDS) / pace.cores
+        small = shown * (pace.open + SMALL_SECONDS)
+        seconds = pages * PAGE_SECONDS + small / pace.cores
+        models = 0.0
+        if self.plan.config.atlas.heat_maps and any(map(has_map, self.plan.target.infos.values())):
+            # The target looks at what is shown once more.
+            models = shown * pace.models[ACTIVATIONS]
+            small += shown * pace.decode
+            seconds += ACTOR + models + shown * pace.decode / pace.cores
         widest = max(column.neurons for column in self.columns)
         return StageEstimate(
             "report",
             shown,
             "pictures",
             TASKS + seconds,
-            shown * THUMBNAIL + pages * 6_000,
+            shown * THUMBNAIL + pages * PAGE_BYTES,
             2 * PROCESS + images * (6 * widest + 1024),
-            other=shown * (pace.decode + SMALL_SECONDS) + pages * PAGE_SECONDS,
+            models=models * (pace.cores if pace.device == "cpu" else 1),
+            other=small + pages * PAGE_SECONDS,
         )
 
     def _say_once(self, note: str) -> None:

@@ -104,6 +104,13 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(
         load_clip("local-dir:mixed", base=tmp_path)
 
 
+def test_every_siglip_of_open_clip_is_trained_with_a_bias_and_so_has_its_own_calibration() -> None:
+    named = [name for name in open_clip.list_models() if "siglip" in name.lower()]
+    assert named
+    for name in named:
+        assert open_clip.get_model_config(name)["init_logit_bias"] is not None
+
+
 def test_published_calibrations_are_of_models_that_open_clip_knows() -> None:
     known = {f"{name}/{tag}" for name, tag in open_clip.list_pretrained()}
     assert set(PUBLISHED) <= known

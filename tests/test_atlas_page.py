@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pytest
 from atlas_planted import FOLDS, HOSTILE, Layer, planted
+from atlas_reading import value_of
 
 from pipeline.atlas.build import build_atlas
 from pipeline.atlas.compare import build_comparison
@@ -158,7 +159,13 @@ def test_a_neuron_page_shows_the_equation_and_raises_no_script_error(tmp_path: P
     shows_what_each_term_is_worth(data, chosen, page)
     assert "Top 10\u202f%" in page.everything
     pictures = [a["src"] for tag, a in page.elements if tag == "img" and a.get("alt")]
-    assert len(pictures) == 18 + 2 * 6  # of bands, and of each explainer's worst failures
+    shard = value_of(
+        {"data/neurons/0/1.js": (folder / "data/neurons/0/1.js").read_bytes()}, "neurons/0/1"
+    )
+    worst = [next(filter(None, own["worst"])) for own in shard["neurons"][1]["by"]]
+    failures = sum(len(side) for sides in worst for side in sides)
+    assert failures >= 6
+    assert len(pictures) == 18 + failures
     assert all((folder / str(source).split("?")[0]).is_file() for source in pictures)
     assert sum(tag == "circle" for tag, _ in page.elements) > 2 * 80
     areas = sum(attributes.get("class") == "term-area" for _, attributes in page.elements)

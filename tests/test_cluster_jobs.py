@@ -25,7 +25,6 @@ from pipeline.rundir import Run
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 IMAGES = 200
-ADDRESS = "RAY_ADDRESS"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     env = environment(
         RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_TMPDIR=str(place)
     )
-    # What travels with the job is what runs: nothing of this tree is found by another way.
-    env.pop("PYTHONPATH")
-    env.pop(ADDRESS, None)
+    # What travels with the job is what runs: nothing of this tree is found by another way. The last of these
+    # keeps fake clusters on loopback, and real ones with nodes of their own from starting.
+    for name in ("PYTHONPATH", "RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        env.pop(name, None)
     port, dashboard = free_port(), free_port()
     same = ["--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     same += [f"--object-store-memory={100 * 1024**2}"]
@@ -47,7 +47,6 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     head += [f"--dashboard-agent-listen-port={free_port()}"]
     worker = [*RAY, "start", f"--address=127.0.0.1:{port}", "--num-cpus=3", *same]
     worker += [f"--dashboard-agent-listen-port={free_port()}"]
-    log = (place / "start.txt").open("wb")
     url = f"http://127.0.0.1:{dashboard}"
 
     def answers() -> bool:
@@ -58,14 +57,22 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         except OSError:
             return False
 
-    def started(command: list[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=env, start_new_session=True, stdout=log, stderr=log)
-
     processes = []
+
+    def begin(command: list[str], name: str) -> None:
+        log = place / name
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, env=env, start_new_session=True, stdout=file, stderr=file
+            )
+        processes.append(process)
+        wait_for(lambda: process.poll() or "Ray runtime started" in log.read_text(), 120, name)
+        assert process.poll() is None, log.read_text()[-2000:]
+
     try:
-        processes.append(started(head))
+        begin(head, "head")
         wait_for(answers, 120, "the dashboard", 0.2)
-        processes.append(started(worker))
+        begin(worker, "worker")
         yield url, env
     finally:
         for process in processes[::-1]:
@@ -75,7 +82,6 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
                 process.wait(30)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        log.close()
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -111,7 +117,7 @@ def test_a_submitted_job_has_the_tables_of_a_run_on_this_machine(
     (travels / "config.yaml").write_text(yaml.safe_dump(sections | {"ray": {"address": "auto"}}))
 
     out = tmp_path / "job"
-    command = ["python", "-m", "pipeline", "run", "config.yaml", "--out", str(out)]
+    command = [sys.executable, "-m", "pipeline", "run", "config.yaml", "--out", str(out)]
     refused = submit(head, travels, *command, token=secrets.token_hex(32))
     assert "code 0" not in refused
     assert not out.exists()

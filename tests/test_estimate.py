@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from planted_cells import finished_run
 
 from core.concept_scores import ConceptActivity
 from core.errors import ConfigError
 from pipeline import pace as pace_module
-from pipeline import planted
 from pipeline.cli import main
-from pipeline.config import parse_config
+from pipeline.config import Config, load_config, parse_config
 from pipeline.estimate import Estimate, estimate
 from pipeline.estimate_page import estimate_lines
 from pipeline.pace import Pace, likely_active
 from pipeline.price import PRICES, Machine, Prices, costs, read_prices
-from pipeline.run import execute
+from pipeline.settings import with_settings
 
 PRICE = Prices(
     date="today",
@@ -81,14 +81,15 @@ def test_how_many_concepts_will_be_active_is_foretold_from_few_images() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> tuple[Path, dict[str, Any], Path]:
-    folder = tmp_path_factory.mktemp("plan")
-    planted.write_images(folder, 300)
-    sections = planted.config(folder)
-    execute(parse_config(sections, folder), folder / "run")
-    return folder, sections, folder / "run"
+def run(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Config, Path]:
+    """A finished run, and its configuration."""
+    there = finished_run(tmp_path_factory)
+    return load_config(there.folder.path("run.yaml")), Path(there.folder.url)
+
+
+def changed(config: Config, *settings: str) -> Config:
+    data = with_settings(config.model_dump(mode="json"), settings)
+    return parse_config(data, config.base)
 
 
 def by_stage(found: Estimate) -> dict[str, int]:
@@ -96,24 +97,24 @@ def by_stage(found: Estimate) -> dict[str, int]:
 
 
 def test_a_new_run_is_counted_whole(run: Any) -> None:
-    folder, sections, _ = run
-    found = estimate(parse_config(sections, folder), PRICE)
+    config, _ = run
+    found = estimate(config, PRICE)
     rows = by_stage(found)
-    assert rows["record"] == rows["concepts"] == found.images == 300
-    assert rows["fit"] == found.neurons == planted.FAILED + 1
-    assert rows["simulate"] == 10 * found.neurons
-    assert rows["sharpen"] == rows["ablate"] == 0
+    assert rows["record"] == found.images
+    assert rows["concepts"] == 2 * found.images  # two explainers
+    assert rows["fit"] == 2 * found.neurons
+    assert rows["simulate"] == config.fit.max_length * 2 * found.neurons
+    assert rows["sharpen"] == rows["ablate"] == 0  # one sharpness is given, and no ablation
     assert found.seconds == found.preparing + sum(stage.seconds for stage in found.stages)
-    assert found.measured < 20
+    assert all(stage.memory > 0 for stage in found.stages if stage.rows)
 
 
 def test_what_is_fresh_costs_nothing_and_what_is_new_is_counted_alone(run: Any) -> None:
-    folder, sections, out = run
-    again = estimate(parse_config(sections, folder), PRICE, str(out))
+    config, out = run
+    again = estimate(config, PRICE, str(out))
     assert set(by_stage(again).values()) == {0}
     assert again.written == 0
-    other = sections | {"fit": {"max_length": 3}}
-    refit = by_stage(estimate(parse_config(other, folder), PRICE, str(out)))
+    refit = by_stage(estimate(changed(config, "fit.max_length=2"), PRICE, str(out)))
     assert (refit["record"], refit["moments"]) == (0, 0)
     assert refit["fit"] > 0 < refit["report"]
 
@@ -121,28 +122,21 @@ def test_what_is_fresh_costs_nothing_and_what_is_new_is_counted_alone(run: Any) 
 def test_a_plan_touches_nothing_and_says_the_same_in_json(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, sections, out = run
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(sections))
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    command = ["plan", str(config), "--out", str(out), "--set", "fit.max_length=3"]
+    _, out = run
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    command = ["plan", str(out / "run.yaml"), "--out", str(out), "--set", "fit.max_length=2"]
     assert main([*command, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert {stage["stage"] for stage in facts["stages"] if stage["rows"]} == {
-        "fit",
-        "simulate",
-        "report",
-    }
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    busy = {stage["stage"] for stage in facts["stages"] if stage["rows"]}
+    assert busy == {"fit", "simulate", "report"}
     assert facts["costs"][0]["usd"] >= 0
     assert "memory" in facts["prices"]
 
 
 def test_screened_concepts_are_said_to_be(run: Any) -> None:
-    folder, sections, _ = run
-    few = parse_config(sections | {"fit": {"max_concepts": 10}}, folder)
-    found = estimate(few, PRICE)
-    (note,) = found.notes
+    found = estimate(changed(run[0], "fit.max_concepts=10"), PRICE)
+    note = next(note for note in found.notes if note.startswith("cells:"))
     assert "screened" in note
     assert "40 of 40" in note
     assert note in "\n".join(estimate_lines(found))
@@ -151,19 +145,19 @@ def test_screened_concepts_are_said_to_be(run: Any) -> None:
 def test_a_slower_model_makes_the_plan_longer_by_what_it_takes(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sections, _ = run
     paces: list[Pace] = []
     real = pace_module.measure
 
     def kept(*args: Any) -> Pace:
-        paces.append(real(*args) if not paces else paces[0])
-        return paces[-1]
+        if not paces:
+            paces.append(real(*args))
+        return paces[0]
 
     monkeypatch.setattr("pipeline.estimate.measure", kept)
-    config = parse_config(sections, folder)
-    first = estimate(config, PRICE)
+    first = estimate(run[0], PRICE)
     slower = {table: seconds + 1.0 for table, seconds in paces[0].models.items()}
-    object.__setattr__(paces[0], "models", slower)
-    second = estimate(config, PRICE)
+    paces[0] = replace(paces[0], models=slower)
+    second = estimate(run[0], PRICE)
     record = [next(s for s in one.stages if s.stage == "record") for one in (first, second)]
-    assert record[1].seconds - record[0].seconds == pytest.approx(300.0)
+    expected = len(slower) * first.images
+    assert record[1].seconds - record[0].seconds == pytest.approx(expected)

@@ -51,6 +51,7 @@ def test_an_example_can_be_carried_out_with_other_weights_and_images(
 
 def test_the_network_for_cifar_is_explained(shared: Path, tmp_path: Path, local_ray: None) -> None:
     given = settings("cifar100-vgg", shared, tmp_path)
+    given += ["simulators=[]", "fit.sharpness=native", "fit.folds=0", "atlas.images=false"]
     command = ["run", str(EXAMPLES / "cifar100-vgg.yaml"), "--out", str(tmp_path / "run")]
     assert main([*command, *(word for one in given for word in ("--set", one))]) == 0
     layers = Run.open(tmp_path / "run").read("explanations", ["layer"])["layer"].unique()

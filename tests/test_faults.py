@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from trouble import TESTS, cluster, s3_endpoint, small_disk
+from trouble import TESTS, cluster, environment, s3_endpoint, small_disk, start
 
+from core.errors import ThresholdError
 from pipeline import planted
 from pipeline.cli import main
+from pipeline.config import parse_config
+from pipeline.run import execute
 from pipeline.rundir import Run
 
 sys.path.insert(0, str(TESTS.parent / "benchmarks"))
@@ -45,9 +48,11 @@ def harm(folder: Path) -> Iterator[Harm]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, local_ray: None) -> dict[str, str]:
-    config = write_config(folder, str(folder / "images"), None)
-    assert main(["run", str(config), "--out", str(folder / "whole")]) == 0
+def undisturbed(folder: Path) -> dict[str, str]:
+    config, said = write_config(folder, str(folder / "images"), None), folder / "whole.txt"
+    assert start(config, str(folder / "whole"), environment(), said).wait(200) == 0, (
+        said.read_text()
+    )
     return digests(Run.open(folder / "whole"))
 
 
@@ -104,9 +109,9 @@ def test_a_stream_that_is_left_early_ends_with_its_stage(tmp_path: Path, local_r
         path.write_bytes(b"")
     sections = planted.config(tmp_path, recordings={"shard_size": 10, "max_quarantined": 0.03})
     sections["target"] |= {"model": "python:trouble:network", "layers": ["late"]}  # type: ignore[operator]
-    config, out = tmp_path / "config.yaml", tmp_path / "run"
-    config.write_text(yaml.safe_dump(sections))
-    assert main(["run", str(config), "--out", str(out)]) == 4
+    out = tmp_path / "run"
+    with pytest.raises(ThresholdError):
+        execute(parse_config(sections, base=TESTS), out)
     # A thread of the stream that outlived Ray would start another one as the program ends.
     streams = [t for t in threading.enumerate() if t.name.startswith("StreamingExecutor")]
     assert not [stream for stream in streams if stream.is_alive()]

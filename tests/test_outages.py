@@ -20,10 +20,12 @@ from botocore.exceptions import (
 )
 from trouble import s3_endpoint, small_disk
 
-from core.errors import StoppedEarly
+from core.errors import RecordingError, StoppedEarly
 from pipeline import outages, planted
+from pipeline.config import parse_config
 from pipeline.images_config import ImagesConfig
 from pipeline.outages import is_outage, patiently, writing
+from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.sources import fetch, read_index
 from pipeline.storage import Folder
@@ -153,3 +155,16 @@ def test_a_file_that_a_manifest_names_in_vain_does_not_stop_the_run(tmp_path: Pa
     (tmp_path / "list.csv").write_text("path\nnowhere/a.png\n")
     with pytest.raises(FileNotFoundError):
         fetch(listed(tmp_path / "list.csv")[0])
+
+
+def test_a_network_that_does_not_load_on_workers_is_no_reason_to_try_again(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.write_images(tmp_path, 120)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/only_here.py").write_text("from pipeline.planted import network as network\n")
+    monkeypatch.syspath_prepend(tmp_path / "here")  # of this process alone
+    sections = planted.config(tmp_path)
+    sections["target"] |= {"model": "python:only_here:network"}  # type: ignore[operator]
+    with pytest.raises(RecordingError, match="do not load on a worker"):
+        execute(parse_config(sections, base=tmp_path), tmp_path / "run")

@@ -24,7 +24,13 @@ from pipeline.external import EXTERNAL_SCHEMA, read_explanations
 from pipeline.plan import prepare
 from pipeline.planted import NAMES
 from pipeline.rundir import Run
-from pipeline.score import METHOD_SCORE_SCHEMA, Scored, score_file, scored_lines
+from pipeline.score import (
+    METHOD_SCORE_SCHEMA,
+    Scored,
+    external_scores,
+    score_file,
+    scored_lines,
+)
 from pipeline.targets import Column
 
 COLUMNS = [
@@ -308,6 +314,27 @@ def test_the_scores_are_a_table_of_the_run_with_the_columns_of_scores_and_the_me
     assert entry.path == f"external/two-methods-{entry.fingerprint[:12]}.parquet"
     assert scored.path == run.folder.path(entry.path)
     assert pq.read_table(scored.path).equals(scored.scores)
+
+
+def test_the_scores_keep_what_was_scored_and_are_beside_the_runs_present_scores(
+    run: Run, scored: Scored, theirs: str
+) -> None:
+    table, _ = read_explanations(theirs, [Column("neurons", "avg", NEURONS)])
+    given = {
+        (row["layer"], row["neuron"], row["method"]): (row["concepts"], row["weights"])
+        for row in table.to_pylist()
+    }
+    for row in scored.scores.to_pylist():
+        assert (row["concepts"], row["weights"]) == given[
+            row["layer"], row["neuron"], row["method"]
+        ]
+    assert external_scores(run)["external/two-methods"] == run.tables()["external/two-methods"]
+    entry = run.tables()["scores"]
+    try:
+        run.commit("scores", entry.path, "made from something else", entry.rows)
+        assert external_scores(run) == {}
+    finally:
+        run.commit("scores", entry.path, entry.fingerprint, entry.rows)
 
 
 def test_a_second_start_writes_nothing_and_a_changed_file_a_table_of_its_own(

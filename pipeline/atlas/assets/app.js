@@ -110,6 +110,7 @@
     } else if (event.key === "ArrowLeft") press('.steps [rel="prev"]');
     else if (event.key === "ArrowRight") press('.steps [rel="next"]');
     else if (event.key === "u") location.hash = kind === "neuron" ? atlas.link.layer(parts[0]) : "#/";
+    else if (event.key === "h") press("button.places");
     else if (event.key === "?") help.showModal();
   });
 

@@ -54,6 +54,7 @@
           svg("text", { x: x(mark), y: floor + 16, "text-anchor": "middle", class: "tick" }, format.value(mark))),
         ...areas,
         svg("polyline", { class: "recorded", points: points(at).join(" ") }),
+        svg("polyline", { class: "halo", points: points(sum).join(" ") }),
         svg("polyline", { class: "predicted", points: points(sum).join(" ") }),
         svg("g", { class: "bin-marks" }, at.map((value) => svg("line", { x1: x(value), x2: x(value), y1: floor, y2: floor + 4 }))),
         cursor,

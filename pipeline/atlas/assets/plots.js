@@ -47,7 +47,7 @@
     const element = frame(height, "Correlation by number of concepts", [
       plots.ticks(low, high, 4).map((mark) => [
         line(left, y(mark), WIDTH - right, y(mark), mark === 0 ? "zero" : "grid"),
-        words(left - 7, y(mark) + 4, "end", "tick", format.score(mark, 1)),
+        words(left - 7, y(mark) + 4, "end", "tick", format.score(mark, high - low < 0.35 ? 2 : 1)),
       ]),
       lengths.map((length) => words(x(length), height - 8, "middle",
         length === chosen ? "tick strong" : "tick", String(length))),
