@@ -24,10 +24,10 @@ from pipeline.config import load_config
 from pipeline.degenerate import SCHEMA as DEGENERATE_SCHEMA
 from pipeline.expected import (
     ACTIVATIONS,
+    ATLAS,
     CONCEPTS,
     EXPLANATIONS,
     IMAGES,
-    PATHS,
     QUARANTINE,
     SANITY,
     SCORES,
@@ -136,13 +136,14 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     run.write(
         SYNONYMS, "degenerate_concepts.parquet", DEGENERATE_SCHEMA.empty_table(), made[SYNONYMS]
     )
-    run.commit(PATHS, "paths.parquet", made[PATHS], 0)  # which the last stage does not read
     moments = moments_table("clip")  # of which it reads the concepts alone
     blocks = blocks_of(plan, shards_of(run, plan), read_factors(run, "clip"))
     names = np.array([f"block {number}" for number in range(len(blocks))])
     part = part_name(moments, 0, made[moments], "npz")
     run.folder.write_arrays(part, positions=np.arange(CONCEPT_COUNT), files=names)
     run.commit(moments, moments, made[moments], len(blocks))
+    for name in made.keys() - run.tables().keys() - {ATLAS}:  # which the last stage does not read
+        run.commit(name, f"{name}.parquet", made[name], 0)
     return config_path, out
 
 
