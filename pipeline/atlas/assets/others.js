@@ -42,7 +42,7 @@
             : h("span", { class: "none" }, "nothing")),
           shown.map((s, place) => cell(row.scores[s], best[place]))))))),
       h("p", { class: "aside" },
-        "Correlation on test images, by each model, with the same images and concept scores for all methods."));
+        "Correlation on test images of what each model predicts from the words; the best of a column is bold."));
   };
 
   function cell(score, best) {

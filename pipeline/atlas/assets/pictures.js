@@ -118,7 +118,7 @@
       const image = new ImageData(width, height);
       for (let cell = 0; cell < cells; cell++) {
         const share = most > middle ? Math.min(1, Math.max(0, (values[map * cells + cell] - middle) / (most - middle))) : 0;
-        image.data.set([6, 10, 22, Math.round(208 * (1 - share ** 0.6))], 4 * cell);
+        image.data.set([6, 10, 22, Math.round(196 * (1 - share ** 0.6))], 4 * cell);
       }
       canvas.getContext("2d").putImageData(image, 0, 0);
       return canvas;
