@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-gpu
+.PHONY: demo test check format bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-faults bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -61,6 +61,10 @@ bench-record: .venv/installed-dev
 # The atlas of 10^5 made-up neurons: time, memory and bytes to build, and how fast a browser shows it.
 bench-atlas: .venv/installed-dev
 	$(BIN)/python benchmarks/atlas.py --results benchmarks/results/atlas.json
+
+# Faults of every kind in every stage, at random with a seed, until 60 are survived or the time is up.
+bench-faults: .venv/installed-dev
+	$(BIN)/python benchmarks/faults.py --faults 60 --each 10 --results benchmarks/results/faults.json
 
 # Every figure and test that needs a GPU, under nine minutes; what is not installed is named and skipped.
 bench-gpu:
