@@ -1,15 +1,20 @@
 # make demo   explain a real network on drawn images, no network beyond pip; prints the atlas's path
 # make test   the test suite
+# make test-faults   the long tests of lost nodes, storage and drivers
 # make check  lint, types, import rule
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-faults bench-gpu
+.PHONY: demo test test-faults check format bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-faults bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
 test: .venv/installed-dev
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Runs with lost nodes, storage that is away, a full disk and killed drivers: minutes each.
+test-faults: .venv/installed-dev
+	NEUROSCRIBE_FAULTS=1 $(BIN)/pytest tests/test_faults.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

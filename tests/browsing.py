@@ -54,9 +54,14 @@ class Visit:
         page.on("console", self._message)
         page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
         page.on("dialog", self._dialog)
-        page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        page.on("requestfailed", self._failed)
         page.on("request", lambda request: self.asked.add(request.url))
         page.on("response", self._response)
+
+    def _failed(self, request: Any) -> None:
+        # A page that is left while its pictures load gives their requests up itself.
+        if request.failure != "net::ERR_ABORTED":
+            self.faults.append(f"failed: {request.url} ({request.failure})")
 
     def _message(self, message: Any) -> None:
         if message.type in ("error", "warning"):

@@ -354,6 +354,7 @@ def test_everything_is_reached_by_keyboard_alone(visit: Open) -> None:
     assert "2 of " in page.inner_text(".steps")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("address => location.hash === address", arg=before[2])
+    page.wait_for_function("() => document.querySelector('.steps')?.innerText.includes('3 of ')")
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("address => location.hash === address", arg=before[1])
     page.keyboard.press("u")

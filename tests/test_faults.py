@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,11 +16,8 @@ import pytest
 import yaml
 from trouble import TESTS, cluster, environment, s3_endpoint, small_disk, start
 
-from core.errors import ThresholdError
 from pipeline import planted
 from pipeline.cli import main
-from pipeline.config import parse_config
-from pipeline.run import execute
 from pipeline.rundir import Run
 
 sys.path.insert(0, str(TESTS.parent / "benchmarks"))
@@ -28,6 +25,11 @@ sys.path.insert(0, str(TESTS.parent / "benchmarks"))
 from faults import Harm, digests, write_config
 
 MANY, BAD = 3000, 30
+
+
+pytestmark = pytest.mark.skipif(
+    "NEUROSCRIBE_FAULTS" not in os.environ, reason="takes minutes: make test-faults"
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +103,3 @@ def test_3000_images_with_bad_ones_lost_nodes_and_a_killed_driver_come_out_right
     assert listed == sorted(str(path.relative_to(tmp_path / "images")) for path in bad)
     assert said.count(f"{MANY - BAD:,} images, {BAD} quarantined") == 1
     assert "Traceback" not in said
-
-
-def test_a_stream_that_is_left_early_ends_with_its_stage(tmp_path: Path, local_ray: None) -> None:
-    planted.write_images(tmp_path, 600)
-    for path in sorted((tmp_path / "images").rglob("*.png"))[:40]:
-        path.write_bytes(b"")
-    sections = planted.config(tmp_path, recordings={"shard_size": 10, "max_quarantined": 0.03})
-    sections["target"] |= {"model": "python:trouble:network", "layers": ["late"]}  # type: ignore[operator]
-    out = tmp_path / "run"
-    with pytest.raises(ThresholdError):
-        execute(parse_config(sections, base=TESTS), out)
-    # A thread of the stream that outlived Ray would start another one as the program ends.
-    streams = [t for t in threading.enumerate() if t.name.startswith("StreamingExecutor")]
-    assert not [stream for stream in streams if stream.is_alive()]
-    assert len(list((out / "recordings/activations").glob("part-*"))) < 50

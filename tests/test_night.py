@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from core.errors import ThresholdError
 from pipeline import planted as planted_network
 from pipeline.cli import main
+from pipeline.config import parse_config
+from pipeline.run import execute
 from pipeline.rundir import Run
 
 TESTS = Path(__file__).parent
@@ -330,3 +334,20 @@ def test_a_run_directory_that_is_a_file_and_a_missing_run_are_refused(
     assert "is not a run directory" in capsys.readouterr().err
     config.write_bytes(b"images: \xff\xfe")
     assert main(["run", str(config), "--out", str(tmp_path / "run")]) == 2
+
+
+def test_a_stream_that_is_left_early_ends_with_its_stage(tmp_path: Path, local_ray: None) -> None:
+    planted_network.write_images(tmp_path, 600)
+    for path in sorted((tmp_path / "images").rglob("*.png"))[:40]:
+        path.write_bytes(b"")
+    sections = planted_network.config(
+        tmp_path, recordings={"shard_size": 10, "max_quarantined": 0.03}
+    )
+    sections["target"] |= {"model": "python:trouble:network", "layers": ["late"]}  # type: ignore[operator]
+    out = tmp_path / "run"
+    with pytest.raises(ThresholdError):
+        execute(parse_config(sections, base=Path(__file__).parent), out)
+    # A thread of the stream that outlived Ray would start another one as the program ends.
+    streams = [t for t in threading.enumerate() if t.name.startswith("StreamingExecutor")]
+    assert not [stream for stream in streams if stream.is_alive()]
+    assert len(list((out / "recordings/activations").glob("part-*"))) < 50

@@ -53,6 +53,7 @@ def real_config(shared: Path) -> dict[str, Any]:
             },
         ],
         "simulators": [{"name": "other", "model": f"local-dir:{shared / 'models/tinyclip-b'}"}],
+        "atlas": {"heat_maps": False},
         "recordings": {"shard_size": 128},
     }
 

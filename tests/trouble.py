@@ -15,13 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -158,18 +158,24 @@ class S3:
 def s3_endpoint() -> Iterator[S3]:
     """An S3 endpoint with a bucket `neurons`; the environment gets what is needed to talk to it."""
     pytest.importorskip("moto.server", reason="the S3 endpoint is moto[server], which is missing")
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # It chooses its port itself: one that was free a moment ago may be taken.
+    command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    said = tempfile.TemporaryFile()  # noqa: SIM115
+    server = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+    )
     patch = pytest.MonkeyPatch()
     try:
 
-        def answers() -> bool:
-            with suppress(OSError):
-                return bool(urlopen(f"http://127.0.0.1:{port}/moto-api", timeout=1).status)
-            return False
+        def port_of() -> int | None:
+            said.seek(0)
+            text = said.read().decode()
+            if server.poll() is not None:
+                raise AssertionError(f"the S3 endpoint ended with {server.returncode}: {text!r}")
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", text)
+            return int(found[1]) if found else None
 
-        wait_for(answers, 30, "the S3 endpoint")
+        port = wait_for(port_of, 60, "the S3 endpoint")
         endpoint = S3(port)
         for name, value in endpoint.credentials.items():
             patch.setenv(name, value)
@@ -182,6 +188,7 @@ def s3_endpoint() -> Iterator[S3]:
         patch.undo()
         server.kill()
         server.wait()
+        said.close()
 
 
 # A small disk ---------------------------------------------------------------------------------
