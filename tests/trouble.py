@@ -168,8 +168,7 @@ def s3_endpoint() -> Iterator[S3]:
     try:
 
         def port_of() -> int | None:
-            said.seek(0)
-            text = said.read().decode()
+            text = os.pread(said.fileno(), 1 << 20, 0).decode()
             if server.poll() is not None:
                 raise AssertionError(f"the S3 endpoint ended with {server.returncode}: {text!r}")
             found = re.search(r"http://127\.0\.0\.1:(\d+)", text)
