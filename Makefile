@@ -1,6 +1,6 @@
 # make demo   explain a real network on drawn images, no network beyond pip; prints the atlas's path
 # make test   the test suite
-# make test-faults   the long tests of lost nodes, storage and drivers
+# make test-faults   long tests: lost nodes, storage, drivers, a submitted job
 # make check  lint, types, import rule
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,9 +12,9 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Runs with lost nodes, storage that is away, a full disk and killed drivers: minutes each.
+# Runs with lost nodes, storage that is away, a full disk and killed drivers, and a submitted job: minutes each.
 test-faults: .venv/installed-dev
-	NEUROSCRIBE_FAULTS=1 $(BIN)/pytest tests/test_faults.py
+	NEUROSCRIBE_FAULTS=1 $(BIN)/pytest tests/test_faults.py tests/test_cluster_jobs.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -26,6 +26,11 @@ from pipeline.rundir import Run
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 IMAGES = 200
 
+pytestmark = pytest.mark.skipif(
+    "NEUROSCRIBE_FAULTS" not in os.environ,
+    reason="a cluster of its own, minutes on a small machine: make test-faults",
+)
+
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import torch
 from ablation_network import Ablated, _preprocessing
 from torchvision import transforms
@@ -178,6 +179,8 @@ def s3_endpoint() -> Iterator[S3]:
         endpoint = S3(port)
         for name, value in endpoint.credentials.items():
             patch.setenv(name, value)
+        # Clients that this process has are of other endpoints.
+        s3fs.S3FileSystem.clear_instance_cache()
         import botocore.session
 
         client = botocore.session.get_session().create_client("s3")
@@ -185,6 +188,7 @@ def s3_endpoint() -> Iterator[S3]:
         yield endpoint
     finally:
         patch.undo()
+        s3fs.S3FileSystem.clear_instance_cache()
         server.kill()
         server.wait()
         said.close()
