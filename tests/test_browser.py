@@ -258,7 +258,9 @@ def test_scrolling_reaches_the_last_neuron_though_few_rows_are_drawn(visit: Open
     page = visit("#/neurons?sort=neuron").page
     assert 10 < len(listed(page)) < 60
     page.evaluate("window.scrollTo(0, 1e9)")
-    page.wait_for_function("() => document.querySelector('a.row:last-child b').textContent === '99'")
+    page.wait_for_function(
+        "() => document.querySelector('a.row:last-child b').textContent === '99'"
+    )
     assert listed(page)[-1] == link(("conv_head", 99))
 
 
