@@ -23,6 +23,7 @@ from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.rundir import Run
 from pipeline.scores import VAL
+from pipeline.sources import count_splits
 from pipeline.targets import columns_of
 
 #: Neurons whose near-synonyms one task finds.
@@ -36,8 +37,7 @@ MOST, TRIED, ALIKE, LOSS = 3, 16, 0.5, 0.02
 def choose(run: Run, plan: Plan, paths: pa.Table) -> pa.Table:
     """The table of explanations: the paths, `chosen`, and near-synonyms of chosen terms."""
     settings = plan.config.fit.resolved
-    splits = run.read(IMAGES, ["split"])["split"].value_counts().to_pylist()
-    val_images = next(entry["counts"] for entry in splits if entry["values"] == VAL)
+    val_images = count_splits(run.read(IMAGES, ["split"]))[VAL]
     chosen = chosen_rows(paths, settings, val_images)
     synonyms: list[Any] = [None] * paths.num_rows
     for row, lists in _synonyms(run, plan, paths, np.flatnonzero(chosen)):

@@ -138,7 +138,7 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
             clip = plan.clips[explainer.name]
             seen = embeddings[embeddings_table(explainer.name)]
             texts[explainer.name], active[explainer.name] = _texts(
-                explainer.concepts, seen, clip, _count(plan, "train")
+                explainer.concepts, seen, clip, plan.index.split_counts["train"]
             )
     with threadpool_limits(1):
         threads = torch.get_num_threads()
@@ -162,11 +162,6 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         read=read,
         **algebra,
     )
-
-
-def _count(plan: Plan, split: str) -> int:
-    count: int = plan.index.rows["split"].to_pylist().count(split)
-    return count
 
 
 def _spread(plan: Plan, count: int) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,22 +18,20 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from actors.clip import Clip, check_clip, load_clip
-from actors.directions import DirectionSet, directions_fingerprint, load_directions
 from actors.fingerprint import state_fingerprint
 from actors.layers import LayerInfo, assign_poolings, check_layers, describe_layers, match_layers
 from actors.targets import Target, load_target
 from actors.views import Preprocess, split_transform
-from core.directions import Directions
-from core.errors import ConfigError, LayerError, RecordingError, SourceError, close_names
+from core.errors import ConfigError, SourceError
 from core.labels import Hierarchy
 from pipeline.concept_lists import read_concepts, read_hierarchy
 from pipeline.concepts_config import Calibration, ConceptsConfig, SimulatorConfig
 from pipeline.config import Config
+from pipeline.directions import DirectionsPlan, plan_directions
 from pipeline.explainers import ExplainerPlan, plan_explainer
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.rundir import FORMAT_VERSION
 from pipeline.sources import ImageIndex, read_index
-from pipeline.target_config import DirectionsConfig
 
 #: Fewest images that a split needs for its correlations to be defined at all.
 MIN_SPLIT_IMAGES = 3
@@ -51,35 +48,6 @@ class Shard:
     """Fingerprint of the images' ids and content."""
     rows: str
     """Fingerprint of the above with labels, splits and attributes."""
-
-
-@dataclass(frozen=True)
-class DirectionsPlan:
-    """Directions of a layer, checked: their file is there and fits the layer."""
-
-    settings: DirectionsConfig
-    neurons: int
-    """Width of the layer that they read."""
-    fingerprint: str
-
-    def load(self) -> DirectionSet:
-        """Read them again, on whatever machine.
-
-        Raises:
-            LayerError: The file is missing or does not fit the layer.
-            RecordingError: The file is another one than when the run was planned.
-        """
-        wanted = self.settings
-        directions = _read(wanted, self.neurons)
-        by_token = wanted.apply == "token"
-        found = directions_fingerprint(directions, by_token)
-        if found != self.fingerprint:
-            raise RecordingError(
-                f"{wanted.path} holds other directions on this worker than where the run was planned; "
-                "give every node the same files"
-            )
-        poolings = tuple(dict.fromkeys(wanted.pooling))
-        return DirectionSet(wanted.name, wanted.layer, poolings, by_token, directions, found)
 
 
 @dataclass(frozen=True)
@@ -222,7 +190,7 @@ def plan_target(config: Config) -> TargetPlan:
     if wanted.layers:
         layers = assign_poolings(match_layers(names, wanted.layers), wanted.pooling)
         layers = check_layers(infos, layers)
-    directions = {some.name: _plan_directions(some, infos) for some in wanted.directions}
+    directions = {some.name: plan_directions(some, infos) for some in wanted.directions}
     layers |= {some.name: tuple(dict.fromkeys(some.pooling)) for some in wanted.directions}
     infos = [*infos, *(info for _, info in directions.values())]
     plan = TargetPlan(
@@ -238,41 +206,6 @@ def plan_target(config: Config) -> TargetPlan:
     del target
     gc.collect()
     return plan
-
-
-def _plan_directions(
-    wanted: DirectionsConfig, infos: Sequence[LayerInfo]
-) -> tuple[DirectionsPlan, LayerInfo]:
-    """Directions whose file fits their layer, and what they are as a layer."""
-    known = {info.name: info for info in infos}
-    if wanted.name in known:
-        raise LayerError(
-            f"directions are called {wanted.name!r}, as a layer of the network is; give them another name"
-        )
-    if wanted.layer not in known:
-        raise LayerError(
-            f"directions {wanted.name!r}: the network has no layer {wanted.layer!r}"
-            f"{close_names(wanted.layer, known)}; 'neuroscribe layers MODEL' lists them"
-        )
-    check_layers([known[wanted.layer]], {wanted.layer: wanted.pooling})
-    layer = known[wanted.layer]
-    directions = _read(wanted, layer.neurons)
-    count = len(directions.weight)
-    made = directions_fingerprint(directions, wanted.apply == "token")
-    info = LayerInfo(wanted.name, f"directions of {wanted.layer}", (count,), count, 1)
-    return DirectionsPlan(wanted, layer.neurons, made), info
-
-
-def _read(wanted: DirectionsConfig, neurons: int) -> Directions:
-    return load_directions(
-        wanted.path,
-        neurons,
-        weight=wanted.weight,
-        bias=wanted.bias,
-        centre=wanted.centre,
-        nonlinearity=wanted.nonlinearity,
-        k=wanted.k or 0,
-    )
 
 
 def image_size(preprocess: Preprocess) -> tuple[int, int]:
@@ -359,10 +292,10 @@ def _label_texts(name: str, index: ImageIndex, hierarchy: Hierarchy | None) -> L
 
 
 def _check_splits(index: ImageIndex) -> None:
-    counts = {c["values"]: c["counts"] for c in index.rows["split"].value_counts().to_pylist()}
+    counts = index.split_counts
     for split in ("train", "val", "test"):
-        if counts.get(split, 0) < MIN_SPLIT_IMAGES:
+        if counts[split] < MIN_SPLIT_IMAGES:
             raise SourceError(
-                f"the {split} split has {counts.get(split, 0)} of {index.rows.num_rows:,} images, "
+                f"the {split} split has {counts[split]} of {index.rows.num_rows:,} images, "
                 f"expected at least {MIN_SPLIT_IMAGES}; use more images or other fractions"
             )

@@ -175,8 +175,7 @@ def _sources_of_concepts(run: Run, plan: Plan) -> dict[str, object]:
 def _provenance(run: Run, plan: Plan) -> dict[str, object]:
     config = plan.config
     fit = config.fit.resolved
-    splits = plan.index.rows["split"].value_counts().to_pylist()
-    counts = {entry["values"]: entry["counts"] for entry in splits}
+    counts = plan.index.split_counts
     stages = run.ledger()["stages"]
     # A stage that the configuration leaves out takes no time worth a line.
     timed = [name for name in STAGES if stages.get(name, {}).get("seconds")]
@@ -190,7 +189,7 @@ def _provenance(run: Run, plan: Plan) -> dict[str, object]:
         },
         "images": {
             "path": config.images.path,
-            **{split: counts.get(split, 0) for split in ("train", "val", "test")},
+            **counts,
             "quarantined": tables["quarantine"].rows,
         },
         "explainers": {

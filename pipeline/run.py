@@ -109,8 +109,7 @@ def refit_length(url: str | Path, by: str | None = None, tolerance: float | None
 
 def plan_line(plan: Plan) -> str:
     """What is about to be done, in a line."""
-    splits = plan.index.rows["split"].value_counts().to_pylist()
-    counts = {entry["values"]: entry["counts"] for entry in splits}
+    counts = plan.index.split_counts
     shares = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "val", "test"))
     concepts = ", ".join(f"{len(e.concepts):,} concepts of {e.name}" for e in plan.explainers)
     return (

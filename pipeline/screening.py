@@ -43,9 +43,7 @@ def screened(
     most = plan.config.fit.resolved.max_concepts
     if len(active) <= most:
         return active
-    splits = plan.index.rows["split"].value_counts().to_pylist()
-    count = sum(entry["counts"] for entry in splits if entry["values"] == "train")
-    share = min(1.0, IMAGES_SCREENED / count)
+    share = min(1.0, IMAGES_SCREENED / plan.index.split_counts["train"])
     parts = run.parts(ACTIVATIONS)
     columns = columns_of(plan)
     lanes = [range(s, min(s + LANE, len(parts))) for s in range(0, len(parts), LANE)]

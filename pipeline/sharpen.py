@@ -128,9 +128,8 @@ def _draw(
     run: Run, plan: Plan, source: ScoreSource, columns: Sequence[Column]
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """A sample of training and validation images: embeddings, and activations of some neurons."""
-    splits = plan.index.rows["split"].value_counts().to_pylist()
-    count = sum(entry["counts"] for entry in splits if entry["values"] != "test")
-    share = min(1.0, IMAGES_TRIED / count)
+    counts = plan.index.split_counts
+    share = min(1.0, IMAGES_TRIED / (counts["train"] + counts["val"]))
     shards = shards_of(run, plan)
     parts = run.parts(ACTIVATIONS)
     numbers = range(len(parts))

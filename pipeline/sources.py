@@ -81,6 +81,17 @@ class ImageIndex:
     rows: pa.Table
     attributes: pa.Table
 
+    @property
+    def split_counts(self) -> dict[str, int]:
+        """Images of train, val and test."""
+        return count_splits(self.rows)
+
+
+def count_splits(images: pa.Table) -> dict[str, int]:
+    """Images of each split; 0 where there is none."""
+    found = images["split"].value_counts().to_pylist()
+    return dict.fromkeys(("train", "val", "test"), 0) | {e["values"]: e["counts"] for e in found}
+
 
 def read_index(config: ImagesConfig) -> ImageIndex:
     """List the images of a data set.

@@ -35,6 +35,7 @@ from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, Plan, Shard, TargetPlan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
 from pipeline.shards import PADDING, DecodeShard, RecordShard
+from pipeline.sources import count_splits
 from pipeline.storage import Folder
 
 #: Shards whose rows of the images table one task writes.
@@ -336,12 +337,11 @@ def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
 
 def refuse_small_splits(run: Run) -> None:
     """Refuse to go on with a split of which too few images can be used."""
-    splits = run.read(IMAGES, ["split"])["split"].value_counts().to_pylist()
-    counts = {entry["values"]: entry["counts"] for entry in splits}
+    counts = count_splits(run.read(IMAGES, ["split"]))
     for split in ("train", "val", "test"):
-        if counts.get(split, 0) < MIN_SPLIT_IMAGES:
+        if counts[split] < MIN_SPLIT_IMAGES:
             raise ThresholdError(
-                f"{counts.get(split, 0)} images of the {split} split can be used, expected at least "
+                f"{counts[split]} images of the {split} split can be used, expected at least "
                 f"{MIN_SPLIT_IMAGES}; {run.folder.path('quarantine.parquet')} says why the others "
                 "cannot"
             )

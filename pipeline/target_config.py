@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from core.pooling import POOLINGS
+from pipeline.concepts_config import Name
 from pipeline.fit_config import Strict
 
 
@@ -16,7 +17,7 @@ class DirectionsConfig(Strict):
     """Directions of a layer that are explained like neurons: latents of a sparse autoencoder, probes,
     principal components. Activation = f(weight · (x − centre) + bias)."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    name: Name
     """What they are called in tables and on pages, where a layer's name would stand."""
     layer: str
     """The layer of the network that they read."""

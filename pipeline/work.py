@@ -74,8 +74,7 @@ class Work:
         self.fit = plan.config.fit.resolved
         self.columns = columns_of(plan)
         self.neurons = plan.target.neurons
-        splits = plan.index.rows["split"].value_counts().to_pylist()
-        self.counts = {entry["values"]: entry["counts"] for entry in splits}
+        self.counts = plan.index.split_counts
         self.images = plan.index.rows.num_rows
         self.pending = self._pending_images()
         self.active = {e.name: self._active(e) for e in plan.explainers}
