@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     settings(run)
     logs(run)
     run.add_argument("--out", required=True, metavar="RUN", help="run directory or URL")
-    run.add_argument("--stage", nargs="+", metavar="NAME", help="only these stages")
+    run.add_argument(
+        "--stage", action="extend", nargs="+", metavar="NAME", help="only these stages"
+    )
     run.add_argument(
         "--max-seconds", type=float, metavar="N", help="stop in order then; start again to resume"
     )

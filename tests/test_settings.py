@@ -92,3 +92,11 @@ def test_a_wrong_setting_is_refused_with_its_key_and_what_to_do(
 
 def test_a_section_that_is_null_in_the_file_is_made() -> None:
     assert with_settings({"fit": None}, ["fit.folds=3"]) == {"fit": {"folds": 3}}
+
+
+def test_stages_are_named_in_one_go_or_one_by_one() -> None:
+    from pipeline.cli import _parser
+
+    run = ["run", "config.yaml", "--out", "run", "--stage", "record"]
+    for more in (["concepts"], ["--stage", "concepts"]):
+        assert _parser().parse_args([*run, *more]).stage == ["record", "concepts"]
