@@ -81,13 +81,16 @@ def configuration(
 
 def record(folder: Path, name: str, sections: dict[str, Any]) -> dict[str, Any]:
     """Carry out the record stage in a process of its own; what the ledger says of it."""
+    folder.mkdir(exist_ok=True)
     out = folder / name
     out.with_suffix(".yaml").write_text(yaml.safe_dump(sections))
     command = [sys.executable, "-m", "pipeline", "run", str(out.with_suffix(".yaml"))]
     begun = time.perf_counter()
-    subprocess.run(
-        [*command, "--out", str(out), "--stage", "record"], check=True, capture_output=True
+    done = subprocess.run(
+        [*command, "--out", str(out), "--stage", "record"], capture_output=True, text=True
     )
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stderr}")
     facts: dict[str, Any] = json.loads((out / "ledger.json").read_text())["stages"]["record"]
     return facts | {"process_seconds": time.perf_counter() - begun}
 
@@ -110,7 +113,7 @@ def raw_rate(part: Part, images: int, compiled: bool = False) -> float:
     runner = recorder._runners[0]
     shape = runner.view.shape
     pixels = np.random.default_rng(0).integers(0, 256, (runner.batch_size, *shape)).astype(np.uint8)
-    module: Any = runner._module
+    module: Any = runner.module
     module = torch.compile(module, dynamic=False) if compiled else module
     with torch.inference_mode():
         batch = runner._finish(runner._stage(pixels))

@@ -148,7 +148,7 @@ class _CpuBlock:
                     self._add(a, b, p, q)
             return left_mean, left_mean
         sides = [(b, tile(right[:, b], right_mean[b], right_before[b], w)) for b, w in outer]
-        for a, width in _tiles(rows, LEFT_TILE):
+        for a, width in _tiles(rows, RIGHT_TILE):
             p = tile(left[:, a], left_mean[a], left_before[a], width)
             for b, q in sides:
                 self._add(a, b, p, q)

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from actors.allocator import keep_freed_memory
 from core.errors import ConfigError, NeuroscribeError, StoppedEarly
 from pipeline.config import RayConfig
 from pipeline.signals import deferred_signals, raise_if_stopped
@@ -111,6 +112,14 @@ class Workers:
     def device(self) -> str:
         """Device that an actor computes on."""
         return "cuda" if self.gpus > 0 else "cpu"
+
+    def settle(self) -> None:
+        """Make the process that this is called in one of these workers: its threads and its memory."""
+        import torch  # what plans need not import
+
+        if self.device == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.per_node))
+        keep_freed_memory()
 
 
 def recording_workers(config: RayConfig) -> Workers:

@@ -6,7 +6,6 @@ on the shard alone, so that shards may come in any order and to any actor.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,8 +61,7 @@ class Replayer:
     """Holds the target; runs it over the images of decoded shards."""
 
     def __init__(self, plan: TargetPlan, columns: Sequence[Column], workers: Workers) -> None:
-        if workers.device == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
+        workers.settle()
         target = load_target(plan.model, plan.weights, base=plan.base)
         if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
             raise RecordingError(

@@ -7,7 +7,6 @@ of the index, images in one Parquet file or row group are read one after the oth
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -83,8 +82,7 @@ class HeatMapTask:
     def __init__(
         self, plan: TargetPlan, layers: Sequence[str], workers: Workers, dtype: str
     ) -> None:
-        if workers.device == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
+        workers.settle()
         target = load_target(plan.model, plan.weights, base=plan.base)
         if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
             raise RecordingError(

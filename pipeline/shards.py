@@ -7,7 +7,6 @@ never travel.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -80,10 +79,7 @@ class RecordShard:
         compiled: bool = False,
         keep: str = "all",
     ) -> None:
-        import torch
-
-        if workers.device == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers.per_node))
+        workers.settle()
         self.folder = folder
         self.keep = keep
         plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}

@@ -177,7 +177,13 @@ def _stream(
                 "compiled": plan.config.recordings.compile,
                 "keep": keep,
             },
-            compute=ray.data.ActorPoolStrategy(size=min(workers.actors, len(todo))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers.actors, len(todo)),
+                # One shard at a time, yet in the actor's own thread: in a second one a CPU's forward
+                # pass takes twice as long (see actors.allocator; OpenMP's threads would sleep too).
+                enable_true_multi_threading=True,
+                max_concurrent_calls_per_actor=1,
+            ),
             batch_size=size,
             batch_format="pyarrow",
             num_gpus=workers.gpus or None,
