@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from actors.clip import Clip
 from actors.directions import DirectionSet
+from actors.folding import fold_batch_norms
 from actors.taps import LayerTap, plain_attention
 from actors.targets import Target
 from actors.views import Preprocess, View, split_transform
@@ -223,6 +224,7 @@ class _Runner:
         self.preprocess: Preprocess = split_transform(transform)
         module: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
         module.eval().requires_grad_(False)
+        fold_batch_norms(module, _layers_of(part))
         module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         self.module: nn.Module = module
         if isinstance(part, TargetPart):
@@ -359,6 +361,13 @@ class _Staging:
         current: Any = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         batch.record_stream(current)
+
+
+def _layers_of(part: Part) -> set[str]:
+    """Layers whose own outputs are recorded."""
+    if isinstance(part, ClipPart):
+        return set()
+    return {*part.layers, *(some.layer for some in part.directions)}
 
 
 def to_float16(values: Tensor) -> tuple[Tensor, Tensor]:

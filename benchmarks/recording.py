@@ -21,13 +21,15 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 
+from actors.allocator import keep_freed_memory
 from actors.clip import Clip
-from actors.recorder import ClipPart, Part, Recorder, TargetPart
+from actors.recorder import ClipPart, Part, Recorder, TargetPart, resolve_dtype
 from actors.targets import load_target
 
 LAYERS = {"layer1.*": ("avg",), "layer2.*": ("avg",), "layer3.*": ("avg",), "layer4.*": ("avg",)}
@@ -50,9 +52,16 @@ def vit() -> ClipPart:
     return ClipPart(Clip(model, transform, tokenizer, None, None, "ViT-B-16, random"), "vit")
 
 
-def raw_seconds(part: Part, recorder: Recorder, batches: torch.Tensor, count: int) -> float:
+def module_of(part: Part) -> Any:
+    """The network of a part, as it was loaded."""
+    whole: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
+    return whole.eval()
+
+
+def raw_seconds(
+    module: torch.nn.Module, recorder: Recorder, batches: torch.Tensor, count: int
+) -> float:
     """The model alone over `count` images in batches that lie on the device."""
-    module = recorder._runners[0].module
     begun = time.perf_counter()
     # The recorder's own rules: no TensorFloat-32, kernels that give the same bits every time.
     rules = torch.backends.cudnn.flags(
@@ -102,6 +111,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--results", type=Path)
     chosen = parser.parse_args()
+    keep_freed_memory()  # for both
     draw = np.random.default_rng(0)
     coarse = draw.integers(0, 256, (512, 14, 14, 3), dtype=np.uint8)
     smooth = torch.nn.functional.interpolate(
@@ -113,10 +123,16 @@ def main() -> None:
     for name, make in {"ResNet-50, 16 blocks": resnet, "CLIP ViT-B/16": vit}.items():
         for dtype in ("float32", "bfloat16"):
             part = make()
+            plain = module_of(make())
             recorder = Recorder(
                 [part], device=chosen.device, dtype=dtype, batch_size=chosen.batch or "auto"
             )
             runner = recorder._runners[0]
+            plain.to(
+                chosen.device,
+                resolve_dtype(chosen.device, dtype),
+                memory_format=torch.channels_last,
+            )
             key = runner.view.key
             with torch.inference_mode():
                 size = runner.batch_size
@@ -128,10 +144,12 @@ def main() -> None:
                 )
             batches = [b.contiguous(memory_format=torch.channels_last) for b in batches]
             recorder.record({key: images[: 2 * size]})
-            raw_seconds(part, recorder, batches, 2 * size)
+            raw_seconds(plain, recorder, batches, 2 * size)
             rates: dict[str, list[float]] = {"raw": [], "recorder": []}
             for _ in range(chosen.rounds):
-                rates["raw"].append(len(images) / raw_seconds(part, recorder, batches, len(images)))
+                rates["raw"].append(
+                    len(images) / raw_seconds(plain, recorder, batches, len(images))
+                )
                 begun = time.perf_counter()
                 recorder.record({key: images})
                 rates["recorder"].append(len(images) / (time.perf_counter() - begun))

@@ -30,11 +30,13 @@ from pipeline.config import Config
 from pipeline.directions import DirectionsPlan, plan_directions
 from pipeline.explainers import ExplainerPlan, plan_explainer
 from pipeline.fingerprints import fingerprint, fingerprint_table
-from pipeline.rundir import FORMAT_VERSION
 from pipeline.sources import ImageIndex, read_index
 
 #: Fewest images that a split needs for its correlations to be defined at all.
 MIN_SPLIT_IMAGES = 3
+
+#: Raised when the same model and settings would give other recordings.
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,12 @@ def image_size(preprocess: Preprocess) -> tuple[int, int]:
 
 def target_fingerprint(target: Target, preprocess: Preprocess) -> str:
     """What a target's activations depend on, beside the images: network, weights, preprocessing."""
-    return fingerprint(FORMAT_VERSION, state_fingerprint(target.module), _sight(preprocess))
+    return fingerprint(RECORD_VERSION, state_fingerprint(target.module), _sight(preprocess))
 
 
 def clip_fingerprint(clip: Clip, preprocess: Preprocess) -> str:
     """What a vision-language model's embeddings depend on, beside the images and texts."""
-    return fingerprint(FORMAT_VERSION, state_fingerprint(clip.model), _sight(preprocess))
+    return fingerprint(RECORD_VERSION, state_fingerprint(clip.model), _sight(preprocess))
 
 
 def _sight(preprocess: Preprocess) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.allocator import keep_freed_memory
 from actors.clip import load_clip
 from actors.decode import Decoder
 from actors.recorder import ClipPart, Recorder, TargetPart
@@ -44,6 +45,7 @@ class DecodeShard:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Fetch and decode each image once; one that cannot be used gets a reason and no pixels."""
+        keep_freed_memory()
         rows = block.to_pylist()
         real = [row for row in rows if row["shard"] != PADDING]
         with closing(ParquetRows()) as opened:
