@@ -18,6 +18,7 @@ from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.baselines import check_baselines
 from pipeline.config import Config
 from pipeline.expected import expect
+from pipeline.number_format import format_note
 from pipeline.pace import measure
 from pipeline.plan import prepare
 from pipeline.price import Cost, Prices, costs
@@ -85,7 +86,7 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     fixed = prepared + RAY + pace.load + ACTOR
     models, other = (sum(getattr(s, kind) for s in stages) for kind in ("models", "other"))
     found = costs(prices, models, other, fixed, on_gpu=device == "cuda")
-    notes += work.notes + _memory_notes(stages)
+    notes += work.notes + _memory_notes(stages) + format_note(pace.trial)
     return Estimate(
         images=plan.index.rows.num_rows,
         neurons=plan.target.neurons,

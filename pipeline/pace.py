@@ -35,6 +35,7 @@ from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, embeddings_table
 from pipeline.fit import blocks_to_fit, explanation_rows
 from pipeline.fit_config import FitConfig
+from pipeline.number_format import FormatTrial, compare_formats
 from pipeline.plan import ClipPlan, Plan
 from pipeline.shards import RecordShard
 from pipeline.sources import fetch
@@ -90,6 +91,8 @@ class Pace:
     """A search of all lengths for a neuron, for each concept."""
     score: float
     """An explanation on a test image, with its interval."""
+    trial: FormatTrial | None = None
+    """The target's number format beside float32, where it is another."""
 
 
 def measure(plan: Plan, device: str, dtype: str) -> Pace:
@@ -109,16 +112,9 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     decode, views = _decoded(rows, models.views)
     folder = Folder(f"memory://neuroscribe-pace-{secrets.token_hex(6)}")
     workers = Workers(actors=1, gpus=1.0 if device == "cuda" else 0.0, per_node=1)
+    sizes_and_kernels = wanted, plan.config.recordings.compile
     begun = time.perf_counter()
-    shard = RecordShard(
-        folder,
-        models.targets,
-        models.clips,
-        workers,
-        dtype,
-        plan.config.target.batch_size,
-        compiled=plan.config.recordings.compile,
-    )
+    shard = RecordShard(folder, models.targets, models.clips, workers, dtype, *sizes_and_kernels)
     load = time.perf_counter() - begun
     seconds, sizes, embeddings, read = {}, {}, {}, 0.0
     for table in decoded_tables(plan)[1:]:
@@ -128,10 +124,17 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         sizes[table] = shard.write("sample.parquet", ids, columns) / count
         if table == ACTIVATIONS:
             read = _timed(partial(folder.read_table, "sample.parquet")) / count
+            activations = columns
         else:
             embeddings[table] = columns["embedding"]
     parameters = sum(recorder.weight_bytes for recorder in shard.recorders.values())
     del shard
+    trial = None
+    if dtype != "float32":
+        full = RecordShard(folder, models.targets, {}, workers, "float32", *sizes_and_kernels)
+        slower, columns = _recorded(partial(full.columns, ACTIVATIONS), views, batch)
+        trial = compare_formats(dtype, slower / seconds[ACTIVATIONS], activations, columns)
+        del full
     texts, active = {}, {}
     for explainer in plan.explainers:
         if explainer.kind == "open_clip":
@@ -160,6 +163,7 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         text=texts,
         active=active,
         read=read,
+        trial=trial,
         **algebra,
     )
 
