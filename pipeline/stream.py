@@ -147,16 +147,8 @@ def _stream(
     }
     lacked = {number for number, tables in pending.items() if QUARANTINE in tables}
     progress = record_progress(run, plan, pending, label)
-    blocks = []
-    for shard in todo:
-        rows = rows_of(plan, shard)
-        if keep != "all" and shard.number not in lacked:
-            # Which images can be used is known: no other need be decoded than those that are kept.
-            kept = rows.filter(pc.equal(rows["split"], keep))
-            rows = kept if kept.num_rows else rows.slice(0, 1)
-        blocks.append(_padded(block_of(rows, shard, parts[shard.number]), size))
     stages = (
-        ray.data.from_arrow(blocks)
+        _source(plan, pending, parts)
         .map_batches(
             DecodeShard(models.views),
             batch_size=None,
@@ -198,6 +190,23 @@ def _stream(
             shard = plan.shards[row["shard"]]
             progress.advance(shard.stop - shard.start)
     progress.close(f"{bad:,} quarantined" if bad else "")
+
+
+def _source(
+    plan: Plan, pending: Mapping[int, list[str]], parts: Mapping[int, Mapping[str, str]]
+) -> Any:
+    """The rows of the pending shards, one block each, in Ray's store: none stay with the driver."""
+    keep = plan.config.recordings.keep
+    blocks = []
+    for number, tables in pending.items():
+        rows = rows_of(plan, plan.shards[number])
+        if keep != "all" and QUARANTINE not in tables:
+            # Which images can be used is known: no other need be decoded than those that are kept.
+            kept = rows.filter(pc.equal(rows["split"], keep))
+            rows = kept if kept.num_rows else rows.slice(0, 1)
+        block = block_of(rows, plan.shards[number], parts[number])
+        blocks.append(_padded(block, plan.config.recordings.shard_size))
+    return ray.data.from_arrow(blocks)
 
 
 @dataclass(frozen=True)

@@ -136,3 +136,19 @@ def test_a_picture_that_is_missing_leaves_its_name_and_a_page_in_print_its_evide
         page.emulate_media(media="print")
         assert page.locator(".equation-box").first.is_visible()
         assert not page.locator("header.top").is_visible()
+
+
+def test_paper_shows_tables_whole(chromium: Any, tmp_path: Path) -> None:
+    write_atlas(tmp_path, planted(layers=(Layer("conv_head", 12),)))
+    with chromium.new_context(viewport={"width": 718, "height": 1000}) as context:  # A4
+        one = Visit(context.new_page())
+        page = one.open((tmp_path / "index.html").as_uri())
+        page.wait_for_selector(".scroll table")
+        page.emulate_media(media="print")
+        boxes = page.evaluate(
+            "() => [...document.querySelectorAll('.scroll')].map((box) => "
+            "[getComputedStyle(box).overflowX, box.scrollWidth - box.clientWidth])"
+        )
+        assert boxes
+        assert all(overflow == "visible" and beyond <= 0 for overflow, beyond in boxes), boxes
+        assert one.faults == []
