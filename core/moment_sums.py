@@ -117,6 +117,7 @@ class _CpuBlock:
         self.symmetric = symmetric
         self._sums = np.zeros((left, right))
         self._squares = np.zeros(0 if symmetric else right)
+        self._product = np.empty(LEFT_TILE**2)
 
     def add(
         self,
@@ -158,7 +159,8 @@ class _CpuBlock:
         return left_mean, right_mean
 
     def _add(self, a: slice, b: slice, p: np.ndarray, q: np.ndarray) -> None:
-        found = p.T @ q
+        shape = p.shape[1], q.shape[1]
+        found = np.matmul(p.T, q, out=self._product[: shape[0] * shape[1]].reshape(shape))
         if q is p:
             found = np.triu(found) + np.triu(found, 1).T
         place = self._sums[a, b]
