@@ -254,19 +254,17 @@ def test_a_file_that_vanishes_between_two_models_stops_the_run(
 
 
 def test_a_single_stage_refuses_tables_of_another_configuration(
-    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted_network.write_images(tmp_path, 300)
-    out = tmp_path / "run"
-    config = write_config(tmp_path)
-    command = ["run", str(config), "--out", str(out), "--stage"]
-    assert main([*command, "fit"]) == 2
+    config = write_config(tmp_path, recordings=SHARDS)
+    assert main(["run", str(config), "--out", str(tmp_path / "empty"), "--stage", "fit"]) == 2
     assert "--stage record" in capsys.readouterr().err
+    command = ["run", str(config), "--out", str(copied), "--stage"]
     assert main([*command, "record", "concepts", "sharpen", "moments"]) == 0
     assert main([*command, "fit"]) == 3
     columns = planted_network.NAMES[::-1]
     concepts = planted_network.config(tmp_path)["concepts"][0] | {"columns": columns}  # type: ignore[index]
-    write_config(tmp_path, concepts=[concepts])
+    write_config(tmp_path, concepts=[concepts], recordings=SHARDS)
     assert main([*command, "fit"]) == 2
     assert "made with another configuration" in capsys.readouterr().err
 
