@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from atlas_reading import Built
+
+    from pipeline.atlas.data import AtlasData
+
+# Several processes share the cores when tests run side by side. Threads of a forward pass that wait for
+# each other awake then keep those from working that they wait for: a pass takes up to eight times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -27,3 +38,38 @@ def local_ray() -> Iterator[None]:
 
     with engine(RayConfig()):
         yield
+
+
+@pytest.fixture(scope="session")
+def atlas() -> Built:
+    """One atlas of a planted run, which tests only read; and its parts by name."""
+    from atlas_reading import planted_atlas
+
+    return planted_atlas()
+
+
+@pytest.fixture(scope="session")
+def data(atlas: Built) -> AtlasData:
+    """The planted run."""
+    return atlas.data
+
+
+@pytest.fixture(scope="session")
+def files(atlas: Built) -> dict[str, bytes]:
+    """The files of its atlas."""
+    return atlas.files
+
+
+@pytest.fixture(scope="session")
+def overview(atlas: Built) -> Any:
+    """What the atlas says first of all."""
+    return atlas.overview
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for the tests of a module."""
+    from browsing import browser
+
+    with browser() as one:
+        yield one

@@ -9,25 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from atlas_planted import Layer, planted, shuffled
-from atlas_reading import Files, built, planted_atlas, typed, value_of
+from atlas_reading import Files, built, typed, value_of
 
 from core.errors import RecordingError, ShapeError
 from pipeline.atlas.data import AtlasData
-
-
-@pytest.fixture(scope="module")
-def data() -> AtlasData:
-    return planted_atlas().data
-
-
-@pytest.fixture(scope="module")
-def files() -> Files:
-    return planted_atlas().files
-
-
-@pytest.fixture(scope="module")
-def overview() -> Any:
-    return planted_atlas().overview
 
 
 def test_the_index_holds_the_chosen_explanation_of_every_neuron(

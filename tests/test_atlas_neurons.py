@@ -8,25 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from atlas_planted import Layer, planted
-from atlas_reading import Files, built, half, planted_atlas, records, value_of
+from atlas_reading import Files, built, half, records, value_of
 
 from pipeline.atlas.data import AtlasData
 from pipeline.atlas.details import HISTOGRAM_BINS
-
-
-@pytest.fixture(scope="module")
-def data() -> AtlasData:
-    return planted_atlas().data
-
-
-@pytest.fixture(scope="module")
-def files() -> Files:
-    return planted_atlas().files
-
-
-@pytest.fixture(scope="module")
-def overview() -> Any:
-    return planted_atlas().overview
 
 
 def tenthousandths(values: list[float]) -> list[float]:

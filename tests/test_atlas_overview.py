@@ -6,24 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atlas_reading import Files, planted_atlas
+from atlas_reading import Files
 
 from pipeline.atlas.data import AtlasData
-
-
-@pytest.fixture(scope="module")
-def data() -> AtlasData:
-    return planted_atlas().data
-
-
-@pytest.fixture(scope="module")
-def files() -> Files:
-    return planted_atlas().files
-
-
-@pytest.fixture(scope="module")
-def overview() -> Any:
-    return planted_atlas().overview
 
 
 def test_groups_keep_the_order_of_the_network_and_the_fit_check_comes_last(overview: Any) -> None:

@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from atlas_planted import Layer, planted
-from atlas_reading import Built, built, half, planted_atlas, records, value_of
+from atlas_reading import Built, built, half, records, value_of
 
 from pipeline.atlas.predictions import BINS, FURTHEST, SMALLEST_BIN
-
-
-@pytest.fixture(scope="module")
-def atlas() -> Built:
-    return planted_atlas()
 
 
 def held_out(atlas: Built) -> np.ndarray:

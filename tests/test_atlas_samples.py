@@ -6,26 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atlas_reading import Files, half, planted_atlas, records, value_of
+from atlas_reading import Files, half, records, value_of
 
 from pipeline.atlas.catalogue import catalogue_of
 from pipeline.atlas.data import AtlasData
 from pipeline.atlas.samples import concept_shards, sample_rows, spread_rows
-
-
-@pytest.fixture(scope="module")
-def data() -> AtlasData:
-    return planted_atlas().data
-
-
-@pytest.fixture(scope="module")
-def files() -> Files:
-    return planted_atlas().files
-
-
-@pytest.fixture(scope="module")
-def overview() -> Any:
-    return planted_atlas().overview
 
 
 def positions_of(data: AtlasData, explainer: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from atlas_planted import Layer, planted
-from browsing import Visit, browser, write_atlas
+from browsing import Visit, write_atlas
 
 from pipeline.atlas.data import AtlasData
 from pipeline.rundir import Run
@@ -29,12 +29,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: AtlasData) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     write_atlas(folder / "atlas", data)
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as one:
-        yield one
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from atlas_planted import HOSTILE, Layer, planted
-from browsing import Visit, browser, write_atlas
+from browsing import Visit, write_atlas
 
 from pipeline.cli import main
 from pipeline.diff import diff_runs
@@ -44,12 +43,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
 @pytest.fixture(scope="module")
 def home(runs: tuple[Run, Run]) -> str:
     return (Path(runs[0].folder.url).parent / "page/index.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as one:
-        yield one
 
 
 def test_the_page_counts_filters_and_leads_into_both_atlases(

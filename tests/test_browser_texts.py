@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from atlas_planted import HOSTILE, Layer, planted
-from browsing import Visit, browser, write_atlas
+from browsing import Visit, write_atlas
 
 from pipeline.atlas.data import AtlasData
 
@@ -26,12 +25,6 @@ def data() -> AtlasData:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, data: AtlasData) -> str:
     return (write_atlas(tmp_path_factory.mktemp("texts"), data) / "index.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

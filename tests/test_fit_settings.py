@@ -166,14 +166,19 @@ def test_folds_change_no_weight(folder: Path) -> None:
     assert without.read("explanations", ["stability"])["stability"].null_count > 0
 
 
+def with_concepts(folder: Path, table: pa.Table, out: Path) -> Run:
+    """A copy of the run, fitted again with another table of concepts."""
+    shutil.copytree(folder / "run", out / "run")
+    pa.parquet.write_table(table, out / "concepts.parquet")
+    concepts = [{"name": "cells", "kind": "table", "path": str(out / "concepts.parquet")}]
+    config = parse_config(planted_network.config(folder, concepts=concepts), base=TESTS)
+    execute(config, out / "run", ["concepts", *FIT])
+    return Run.open(out / "run")
+
+
 def test_repeated_concepts_are_named(folder: Path, tmp_path: Path) -> None:
-    planted_network.write_images(tmp_path, 300)
-    table = pa.parquet.read_table(tmp_path / "concepts.parquet")
-    table = table.append_column("twin", table["concept 3"])
-    pa.parquet.write_table(table, tmp_path / "concepts.parquet")
-    config = parse_config(planted_network.config(tmp_path), base=TESTS)
-    execute(config, tmp_path / "run", ["record", "concepts", *FIT])
-    run = Run.open(tmp_path / "run")
+    table = pa.parquet.read_table(folder / "concepts.parquet")
+    run = with_concepts(folder, table.append_column("twin", table["concept 3"]), tmp_path)
     (row,) = run.read("degenerate_concepts").to_pylist()
     assert (row["concept"], row["status"], row["same_as"]) == ("twin", "duplicate", "concept 3")
     assert all("twin" not in row["concepts"] for row in run.read("explanations").to_pylist())
@@ -182,18 +187,15 @@ def test_repeated_concepts_are_named(folder: Path, tmp_path: Path) -> None:
 def test_a_near_synonym_of_a_concept_is_named_and_others_are_not(
     folder: Path, tmp_path: Path
 ) -> None:
-    planted_network.write_images(tmp_path, 600)
-    table = pa.parquet.read_table(tmp_path / "concepts.parquet")
+    table = pa.parquet.read_table(folder / "concepts.parquet")
     rng = np.random.default_rng(0)
     concepts, _, _ = planted_network.planted()
     known = NAMES[int(np.bincount(concepts.ravel()).argmax())]
     blurred = table[known].to_numpy() + 0.02 * rng.standard_normal(table.num_rows)
     table = table.append_column("much the same", pa.array(blurred.astype(np.float32)))
-    pa.parquet.write_table(table, tmp_path / "concepts.parquet")
-    config = parse_config(planted_network.config(tmp_path), base=TESTS)
-    execute(config, tmp_path / "run", ["record", "concepts", *FIT])
+    run = with_concepts(folder, table, tmp_path)
     found = 0
-    for row in chosen(Run.open(tmp_path / "run")):
+    for row in chosen(run):
         named = dict(zip(row["concepts"], row["synonyms"], strict=True))
         found += known in named
         assert named.pop(known, ["much the same"]) == ["much the same"]

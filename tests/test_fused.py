@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pipeline.moments
 import pipeline.sharpen
 from core.errors import ConfigError
 from pipeline import planted as planted_network
+from pipeline.cli import main
 from pipeline.columns import matrix
 from pipeline.config import parse_config
 from pipeline.engine import Workers
@@ -270,37 +272,50 @@ def test_two_actors_of_which_one_is_killed_give_the_bits_of_one(
     assert all_bytes(other) == all_bytes(fused)
 
 
-def killed_at(folder: Path, out: Path, files: str, count: int, kind: signal.Signals) -> int:
-    """Start a run in a process of its own, and kill it when so many files are there."""
-    config = out.parent / "config.yaml"
+def wait_for(out: Path, files: str, count: int, ended: Callable[[], bool]) -> None:
+    """Wait until so many files are there."""
+    deadline = time.monotonic() + 300
+    while len(list(out.glob(files))) < count:
+        assert not ended(), "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_that_is_stopped_and_killed_goes_on_to_the_same_bits(
+    fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(sections(folder, "test")))
+    command = ["run", str(config), "--out", str(out)]
+    parts = "recordings/activations/part-*"
+    over = threading.Event()
+
+    def stop() -> None:
+        wait_for(out, parts, 3, over.is_set)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop)
+        try:
+            assert main(command) == 75
+        finally:
+            over.set()
+        stopping.result()
+    survivors = {p: p.stat().st_mtime_ns for p in out.glob(parts)}
+
     program = (
         "import sys, pipeline.moment_files as files, pipeline.sharpen as sharpen; "
         f"files.LANE, files.WAVE, sharpen.FACTORS = {LANE}, {WAVE}, {FACTORS}; "
         "from pipeline.cli import main; sys.exit(main())"
     )
-    command = [sys.executable, "-c", program, "run", str(config), "--out", str(out)]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(list(out.glob(files))) < count:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    if kind == signal.SIGKILL:
-        os.killpg(process.pid, kind)
-    else:
-        process.send_signal(kind)
-    return process.wait(timeout=120)
-
-
-def test_a_run_that_is_killed_twice_goes_on_to_the_same_bits(
-    fused: Run, folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    parts = "recordings/activations/part-*"
-    assert killed_at(folder, out, parts, 3, signal.SIGTERM) == 75
-    survivors = {p: p.stat().st_mtime_ns for p in out.glob(parts)}
-    assert killed_at(folder, out, "moments/clip/part-000002-*", 1, signal.SIGKILL) == -9
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(out, "moments/clip/part-000002-*", 1, lambda: process.poll() is not None)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(timeout=120) == -signal.SIGKILL
     survivors = {p: p.stat().st_mtime_ns for p in out.glob(parts)} | survivors
     assert "moments/clip" not in Run(out).tables()
 

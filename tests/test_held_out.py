@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.demo.config import demo_config
 from pipeline.demo.dataset import write_dataset
 from pipeline.run import execute
 from pipeline.rundir import Run
+from pipeline.sources import read_index
 
 IMAGES = 300
 FITTED = ("record", "concepts", "sharpen", "moments", "fit")
@@ -39,9 +41,20 @@ def explained(folder: Path, keep: str) -> Run:
     return Run.open(folder / keep)
 
 
-def corrupt_test_images(folder: Path, run: Run) -> int:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Drawn images, and the same of which those for tests are corrupted."""
+    folder = tmp_path_factory.mktemp("held")
+    sound, corrupted = folder / "sound", folder / "corrupted"
+    write_dataset(sound, IMAGES, seed=5)
+    shutil.copytree(sound, corrupted)
+    assert corrupt_test_images(corrupted) > 40
+    return sound, corrupted
+
+
+def corrupt_test_images(folder: Path) -> int:
     """Replace every test image by noise and turn every one of its attributes round."""
-    images = run.read("images")
+    images = read_index(parse_config(demo_config(folder), base=folder).images).rows
     test = images.filter(pa.compute.equal(images["split"], "test"))["path"].to_pylist()
     names = {Path(path).name for path in test}
     rng = np.random.default_rng(0)
@@ -75,15 +88,10 @@ def assert_equal_moments(one: Run, other: Run, table: str) -> None:
 
 
 @pytest.mark.parametrize("keep", ["all", "test"])
-def test_corrupted_test_images_change_no_explanation_by_a_bit(tmp_path: Path, keep: str) -> None:
-    runs = []
-    for name in ("sound", "corrupted"):
-        folder = tmp_path / name
-        write_dataset(folder, IMAGES, seed=5)
-        if runs:
-            assert corrupt_test_images(folder, runs[0]) > 40
-        runs.append(explained(folder, keep))
-    sound, corrupted = runs
+def test_corrupted_test_images_change_no_explanation_by_a_bit(
+    folders: tuple[Path, Path], keep: str
+) -> None:
+    sound, corrupted = runs = [explained(folder, keep) for folder in folders]
     for table in CHOSEN:
         assert sound.read(table).equals(corrupted.read(table)), table
     for explainer in ("attributes", "clip"):

@@ -27,6 +27,8 @@ from pipeline.rundir import Run
 TESTS = Path(__file__).parent
 TABLES = ("images", "activations", "concept_scores/cells", "concepts", "explanations", "scores")
 
+SHARDS = {"shard_size": 25}
+
 
 def write_config(folder: Path, **sections: Any) -> Path:
     path = folder / "config.yaml"
@@ -50,6 +52,35 @@ def wait_for(condition: Any, seconds: float, process: subprocess.Popen[bytes]) -
     assert condition(), f"not reached; exit code {process.poll()}"
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    """A folder of images and a run of them up to their moments, to be copied."""
+    folder = tmp_path_factory.mktemp("night")
+    planted_network.write_images(folder, 600)
+    config = write_config(folder, recordings=SHARDS)
+    command = ["run", str(config), "--out", str(folder / "recorded"), "--stage"]
+    assert main([*command, "record", "concepts", "sharpen", "moments"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(recorded: Path, tmp_path: Path) -> Path:
+    """A copy of the images and of the run in the folder of a test."""
+    shutil.copytree(recorded / "images", tmp_path / "images")
+    shutil.copy(recorded / "concepts.parquet", tmp_path)
+    shutil.copytree(recorded / "recorded", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def expected(recorded: Path) -> dict[str, bytes]:
+    """Tables of the run when nothing interrupts it."""
+    whole = recorded / "whole"
+    shutil.copytree(recorded / "recorded", whole)
+    assert main(["run", str(recorded / "config.yaml"), "--out", str(whole)]) == 3
+    return contents(Run.open(whole))
+
+
 @pytest.mark.parametrize(
     ("moment", "kind"),
     [
@@ -58,14 +89,15 @@ def wait_for(condition: Any, seconds: float, process: subprocess.Popen[bytes]) -
     ],
 )
 def test_a_killed_run_resumes_to_bit_identical_tables(
-    tmp_path: Path, local_ray: None, moment: str, kind: signal.Signals
+    tmp_path: Path,
+    recorded: Path,
+    expected: dict[str, bytes],
+    moment: str,
+    kind: signal.Signals,
 ) -> None:
-    planted_network.write_images(tmp_path, 1200)
-    config = write_config(tmp_path, recordings={"shard_size": 50})
-    assert main(["run", str(config), "--out", str(tmp_path / "whole")]) == 3
-    expected = contents(Run.open(tmp_path / "whole"))
-
-    out = tmp_path / "killed"
+    config, out = recorded / "config.yaml", tmp_path / "killed"
+    if moment == "explanations.parquet":
+        shutil.copytree(recorded / "recorded", out)
     process = start(config, out)
     reached = out / moment
     wait_for(
@@ -152,20 +184,19 @@ def test_too_many_bad_images_stop_the_run_with_exit_code_4(
 
 
 def test_a_changed_image_is_recorded_again_with_its_shard_only(
-    tmp_path: Path, local_ray: None
+    tmp_path: Path, copied: Path
 ) -> None:
-    planted_network.write_images(tmp_path, 600)
-    config = write_config(tmp_path)
-    main(["run", str(config), "--out", str(tmp_path / "run")])
-    run = Run.open(tmp_path / "run")
+    config = write_config(tmp_path, recordings=SHARDS)
+    main(["run", str(config), "--out", str(copied)])
+    run = Run.open(copied)
     before = {p: run.folder.read(p) for p in run.parts("activations")}
     image = tmp_path / "images/even/00004.png"
     shutil.copy(tmp_path / "images/even/00006.png", image)
     os.utime(image, ns=(1, 1))
-    main(["run", str(config), "--out", str(tmp_path / "run")])
+    main(["run", str(config), "--out", str(copied)])
     after = {p: run.folder.read(p) for p in run.parts("activations")}
-    assert len(after) == len(before) == 6
-    assert len(set(after) & set(before)) == 5
+    assert len(after) == len(before) == 24
+    assert len(set(after) & set(before)) == 23
     (old,), (new,) = set(before) - set(after), set(after) - set(before)
     assert before[old] != after[new]
     fresh = tmp_path / "fresh"
@@ -205,11 +236,8 @@ def test_a_new_split_uses_the_same_images_without_decoding_them_again(
 
 
 def test_a_file_that_vanishes_between_two_models_stops_the_run(
-    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted_network.write_images(tmp_path, 300)
-    out = tmp_path / "run"
-    main(["run", str(write_config(tmp_path)), "--out", str(out)])
     first = tmp_path / "images/even/00000.png"
     stat = first.stat()
     first.write_bytes(b"x" * stat.st_size)
@@ -219,43 +247,41 @@ def test_a_file_that_vanishes_between_two_models_stops_the_run(
         "layers": ["neurons"],
         "dtype": "bfloat16",
     }
+    config = write_config(tmp_path, target=target, recordings=SHARDS)
     capsys.readouterr()
-    assert main(["run", str(write_config(tmp_path, target=target)), "--out", str(out)]) == 1
+    assert main(["run", str(config), "--out", str(copied)]) == 1
     assert "could be used when it was first recorded cannot be used now" in capsys.readouterr().err
 
 
 def test_a_single_stage_refuses_tables_of_another_configuration(
-    tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted_network.write_images(tmp_path, 300)
-    out = tmp_path / "run"
-    config = write_config(tmp_path)
-    command = ["run", str(config), "--out", str(out), "--stage"]
-    assert main([*command, "fit"]) == 2
+    config = write_config(tmp_path, recordings=SHARDS)
+    assert main(["run", str(config), "--out", str(tmp_path / "empty"), "--stage", "fit"]) == 2
     assert "--stage record" in capsys.readouterr().err
+    command = ["run", str(config), "--out", str(copied), "--stage"]
     assert main([*command, "record", "concepts", "sharpen", "moments"]) == 0
     assert main([*command, "fit"]) == 3
     columns = planted_network.NAMES[::-1]
     concepts = planted_network.config(tmp_path)["concepts"][0] | {"columns": columns}  # type: ignore[index]
-    write_config(tmp_path, concepts=[concepts])
+    write_config(tmp_path, concepts=[concepts], recordings=SHARDS)
     assert main([*command, "fit"]) == 2
     assert "made with another configuration" in capsys.readouterr().err
 
 
 def test_the_order_of_explainers_changes_the_order_of_rows_and_nothing_else(
-    tmp_path: Path, local_ray: None
+    tmp_path: Path, copied: Path
 ) -> None:
-    planted_network.write_images(tmp_path, 300)
     path = str(tmp_path / "concepts.parquet")
     explainers = [
         {"name": name, "kind": "table", "path": path, "columns": planted_network.NAMES[start::2]}
         for start, name in enumerate(["first", "second"])
     ]
-    out = tmp_path / "run"
     tables = []
     for order in (explainers, explainers[::-1]):
-        main(["run", str(write_config(tmp_path, concepts=order)), "--out", str(out)])
-        tables.append(Run.open(out).read("explanations").to_pylist())
+        config = write_config(tmp_path, concepts=order, recordings=SHARDS)
+        main(["run", str(config), "--out", str(copied)])
+        tables.append(Run.open(copied).read("explanations").to_pylist())
     assert [row["explainer"] for row in tables[0]] != [row["explainer"] for row in tables[1]]
     assert sorted(map(str, tables[0])) == sorted(map(str, tables[1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,7 @@ def test_a_store_that_is_added_or_left_out_later_takes_the_recordings_along(
 ) -> None:
     network, upto = NETWORKS[0], STAGES[: STAGES.index("moments") + 1]
     out, store = tmp_path / "run", tmp_path / "store"
+    shutil.copytree(alone[network].folder.url, out)
     for place, parts in ((None, True), (store, False), (None, True)):
         execute(config(folder, network, place), out, upto)
         run = Run.open(out)
