@@ -39,6 +39,8 @@ def engine(config: RayConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if config.address is None:
+        # Threads of a forward pass that wait for each other awake keep decoders from the cores.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Ray's C++ side writes alarming lines to stderr about its own restarts; they are in its logs.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {
