@@ -73,3 +73,13 @@ def chromium() -> Iterator[Any]:
 
     with browser() as one:
         yield one
+
+
+#: Modules that take a minute and more, longest first: one that starts last would be waited for alone.
+LONGEST = ("s3", "fused", "night", "store", "real", "held_out", "notebook", "ablate", "account")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
