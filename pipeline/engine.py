@@ -221,6 +221,11 @@ def run_tasks(
                     raise StoppedEarly(
                         f"the cluster lost a task and its retries ({error}); run again to resume"
                     ) from error
+    except StoppedEarly:
+        # The program ends and its tasks with it. Ray ends a program with code 1 when a task that was
+        # cancelled reports at that very moment ("Tried to complete task that was not pending").
+        running.clear()
+        raise
     finally:
         for reference in running:
             ray.cancel(reference, force=False)

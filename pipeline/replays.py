@@ -22,7 +22,7 @@ import torch
 from actors.replay import Head, Replay
 from actors.targets import load_target
 from actors.views import View
-from core.errors import RecordingError
+from core.errors import RecordingError, StoppedEarly
 from pipeline.columns import array_of, vectors
 from pipeline.engine import Workers, ready
 from pipeline.plan import TargetPlan, target_fingerprint
@@ -171,6 +171,9 @@ class Replayers:
                 (reply,) = ready(list(running))
                 idle.append(running.pop(reply))
                 yield ray.get(reply)
+        except StoppedEarly:
+            running.clear()  # as in `engine.run_tasks`; the actors are ended anyway
+            raise
         except ray.exceptions.RayTaskError as error:
             raise own_error(error) from None
         except ray.exceptions.RayError as error:
