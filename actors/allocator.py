@@ -21,9 +21,11 @@ _PILLOW_BLOCKS = 8
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in this process, from now on and for all threads.
+    """Keep freed memory in this process, from now on.
 
-    The process then stays as large as it has ever been. Calculations give the same bits.
+    This holds for the main thread; a thread that is there already may have memory of its own, of which
+    large blocks go back to the system as before. The process then stays as large as it has ever
+    been. Calculations give the same bits.
 
     Returns:
         Whether the C library can be told so; others than glibc cannot, and are left as they are.
@@ -33,6 +35,6 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
-    # Only the first arena grows without bound: other threads are to share it.
+    # Only the main thread's arena grows without bound: threads that are yet to come are to share it.
     settings = (_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, _LARGEST)
     return all(library.mallopt(setting, value) for setting, value in settings)

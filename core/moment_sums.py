@@ -117,7 +117,6 @@ class _CpuBlock:
         self.symmetric = symmetric
         self._sums = np.zeros((left, right))
         self._squares = np.zeros(0 if symmetric else right)
-        self._product = np.empty(LEFT_TILE**2)
 
     def add(
         self,
@@ -135,6 +134,7 @@ class _CpuBlock:
         rows, columns = self._sums.shape
         left_mean, right_mean = np.empty(rows), np.empty(columns)
         outer = _tiles(columns, LEFT_TILE if self.symmetric else RIGHT_TILE)
+        room = np.empty(LEFT_TILE**2)  # for one product after the other
 
         def tile(values: np.ndarray, mean: np.ndarray, before: np.ndarray, size: int) -> Any:
             mean[:], centred = centred_columns(values, size, spare=1)
@@ -146,21 +146,23 @@ class _CpuBlock:
             sides = [(a, tile(left[:, a], left_mean[a], left_before[a], w)) for a, w in outer]
             for number, (b, q) in enumerate(sides):
                 for a, p in sides[: number + 1]:
-                    self._add(a, b, p, q)
+                    self._add(a, b, p, q, room)
             return left_mean, left_mean
         sides = [(b, tile(right[:, b], right_mean[b], right_before[b], w)) for b, w in outer]
         for a, width in _tiles(rows, RIGHT_TILE):
             p = tile(left[:, a], left_mean[a], left_before[a], width)
             for b, q in sides:
-                self._add(a, b, p, q)
+                self._add(a, b, p, q, room)
         for b, q in sides:
             np.square(q, out=q)
             self._squares[b] += q.sum(axis=0)[: len(self._squares[b])]
         return left_mean, right_mean
 
-    def _add(self, a: slice, b: slice, p: np.ndarray, q: np.ndarray) -> None:
+    def _add(
+        self, a: slice, b: slice, p: np.ndarray, q: np.ndarray, room: Float[np.ndarray, " tile"]
+    ) -> None:
         shape = p.shape[1], q.shape[1]
-        found = np.matmul(p.T, q, out=self._product[: shape[0] * shape[1]].reshape(shape))
+        found = np.matmul(p.T, q, out=room[: math.prod(shape)].reshape(shape))
         if q is p:
             found = np.triu(found) + np.triu(found, 1).T
         place = self._sums[a, b]

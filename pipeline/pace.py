@@ -112,9 +112,11 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     decode, views = _decoded(rows, models.views)
     folder = Folder(f"memory://neuroscribe-pace-{secrets.token_hex(6)}")
     workers = Workers(actors=1, gpus=1.0 if device == "cuda" else 0.0, per_node=1)
-    sizes_and_kernels = wanted, plan.config.recordings.compile
+    compiled = plan.config.recordings.compile
     begun = time.perf_counter()
-    shard = RecordShard(folder, models.targets, models.clips, workers, dtype, *sizes_and_kernels)
+    shard = RecordShard(
+        folder, models.targets, models.clips, workers, dtype, wanted, compiled=compiled
+    )
     load = time.perf_counter() - begun
     seconds, sizes, embeddings, read = {}, {}, {}, 0.0
     for table in decoded_tables(plan)[1:]:
@@ -131,7 +133,9 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     del shard
     trial = None
     if dtype != "float32":
-        full = RecordShard(folder, models.targets, {}, workers, "float32", *sizes_and_kernels)
+        full = RecordShard(
+            folder, models.targets, {}, workers, "float32", wanted, compiled=compiled
+        )
         slower, columns = _recorded(partial(full.columns, ACTIVATIONS), views, batch)
         trial = compare_formats(dtype, slower / seconds[ACTIVATIONS], activations, columns)
         del full
