@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-faults check format bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-faults bench-gpu
+.PHONY: demo test test-faults check format pictures bench-quality bench-fit bench-planted bench-record bench-simulate bench-atlas bench-faults bench-gpu
 demo: .venv/installed
 	$(BIN)/neuroscribe demo
 
@@ -37,6 +37,10 @@ format: .venv/installed-dev
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch .venv/installed $@
+
+# The pictures of the README, from the demo's atlas; needs Chromium.
+pictures: .venv/installed-dev
+	$(BIN)/python docs/images/draw.py runs/demo/atlas
 
 # Forward selection against the published search on real photographs (needs ../shared).
 bench-quality: .venv/installed-dev

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -60,12 +62,17 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: dict[str, str] = {}
         self.inside: list[str] = []
+        self.group = ""
+        self.marks: Counter[tuple[str, str]] = Counter()
         self.everything = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         self.inside.append(tag)
+        if tag == "g":
+            self.group = dict(attrs).get("class") or ""
+        self.marks[tag, self.group] += 1
 
     def handle_endtag(self, tag: str) -> None:
         while self.inside and self.inside.pop() != tag:
@@ -76,6 +83,10 @@ class Page(HTMLParser):
             self.texts[self.inside[-1]] = self.texts.get(self.inside[-1], "") + data
         if not {"script", "style"} & set(self.inside):
             self.everything += data
+
+    def drawn(self, tag: str, group: str) -> int:
+        """How many elements follow a drawing's group of this class, up to the next group."""
+        return self.marks[tag, group]
 
 
 def drawn(folder: Path, address: str, profile: Path) -> tuple[Page, str]:
@@ -135,9 +146,27 @@ def test_the_folder_is_whole_and_asks_for_nothing_outside_it(hostile: Path) -> N
     files = [address.split("?")[0] for address in wanted if address != "data:,"]
     assert len(files) > 8
     assert all((hostile / file).is_file() for file in files)
-    for asset in (hostile / "assets").iterdir():
+    for asset in (hostile / "assets").glob("*.*"):
         text = asset.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|innerHTML|eval\(", text)
+
+
+def test_the_drawing_libraries_are_what_their_projects_published_and_bring_their_licences(
+    hostile: Path,
+) -> None:
+    vendor = hostile / "assets/vendor"
+    licences = (vendor / "licenses.txt").read_text(encoding="utf-8")
+    published = dict(re.findall(r"^([0-9a-f]{64})  (\S+)$", licences, re.M))
+    libraries = sorted(vendor.glob("*.js"))
+    assert len(libraries) == len(published) == 2
+    for library in libraries:
+        content = library.read_bytes()
+        assert hashlib.sha256(content).hexdigest() in published
+        assert published[hashlib.sha256(content).hexdigest()] == library.name
+        # Its first line names the project and the version, and so do the licences.
+        said = re.search(r"/?([a-z0-9]+)(?:\.org)? v([0-9.]+)", content[:120].decode())
+        assert said is not None
+        assert f"{said[2]} ({library.name})" in licences
 
 
 @needs_browser
@@ -167,9 +196,8 @@ def test_a_neuron_page_shows_the_equation_and_raises_no_script_error(tmp_path: P
     assert failures >= 6
     assert len(pictures) == 18 + failures
     assert all((folder / str(source).split("?")[0]).is_file() for source in pictures)
-    assert sum(tag == "circle" for tag, _ in page.elements) > 2 * 80
-    areas = sum(attributes.get("class") == "term-area" for _, attributes in page.elements)
-    assert areas == sum(len(row["concepts"]) for row in chosen)
+    assert page.drawn("circle", "points") == 2 * 80
+    assert page.drawn("path", "term-area") == sum(len(row["concepts"]) for row in chosen)
     assert "By other methods" not in page.everything
 
 
@@ -240,9 +268,8 @@ def test_the_overview_draws_the_sharpness_of_each_layer_and_names_degenerate_con
     page, console = drawn(build_in(tmp_path / "atlas", data), "#/", tmp_path / "profile")
     assert console == ""
     assert "Sharpness of concept scores" in page.everything
-    curves = [a for tag, a in page.elements if tag == "g" and a.get("class") == "sharp-curve"]
-    assert len(curves) == 2
-    assert sum(tag == "circle" and a.get("class") == "chosen" for tag, a in page.elements) == 2
+    assert page.drawn("path", "sharp-curve") == 2
+    assert page.drawn("circle", "sharp-point") == 2
     assert "early×\u202f0.5late×\u202f1" in page.everything
     assert "3 concepts say nothing that others do not say" in page.everything
     assert "Correlation97\u202f%100\u202f%passesCosine40\u202f%100\u202f%fails" in page.everything
@@ -250,10 +277,10 @@ def test_the_overview_draws_the_sharpness_of_each_layer_and_names_degenerate_con
     assert (
         "earlyclip2080\u202f%50\u202f%10\u202f%57.1\u202f%1.002.506.0070\u202f%" in page.everything
     )
-    shares = [a for tag, a in page.elements if tag == "g" and a.get("class") == "share-curve"]
-    assert len(shares) == 2
-    pairs = sum(tag == "circle" and a.get("class") == "effect" for tag, a in page.elements)
-    assert pairs == sum(r["chosen"] and r["simulator"] == "clip-b" for r in data.scores.to_pylist())
+    assert page.drawn("path", "share-curve") == 2
+    assert page.drawn("circle", "effect") == sum(
+        r["chosen"] and r["simulator"] == "clip-b" for r in data.scores.to_pylist()
+    )
     assert "concept 1constantconcept 2the same as concept 0concept 3a sum" in page.everything
 
 

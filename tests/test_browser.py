@@ -305,6 +305,49 @@ def test_the_slider_shows_the_explanation_of_every_length(visit: Open, data: Atl
     assert equation(path[own]) in box.inner_text()
 
 
+def test_pointing_at_a_drawing_tells_what_is_there(visit: Open, data: AtlasData) -> None:
+    number = 65
+    activations = data.activations("conv_head", "avg")[:, number]
+    rows = {path: row for row, path in enumerate(data.images["path"].to_pylist())}
+    page = visit(link(("conv_head", number))).page
+    tip = page.locator("#tooltip")
+    scatter = page.locator(".scatter").first
+    scatter.scroll_into_view_if_needed()
+    points = scatter.locator(".points:not(.lit) circle")
+    for place in (0, 17, 79):
+        box = points.nth(place).bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        told = tip.locator("p").all_inner_texts()
+        level, split = told[-2].removeprefix("activation ").split(" · ")
+        assert split == "test"
+        # Of points that lie upon each other any may be told of, but with its own activation.
+        actual = activations[rows[told[-1]]]
+        assert float(level.replace("−", "-")) == pytest.approx(actual, rel=0.01)
+    page.mouse.move(3, 3)
+    assert not tip.is_visible()
+    area = page.locator(".area-plot").first
+    area.scroll_into_view_if_needed()
+    marks, images = area.locator(".bin-marks path, .bin-marks line"), 0
+    top = area.bounding_box()["y"]
+    for place in range(marks.count()):
+        page.mouse.move(marks.nth(place).bounding_box()["x"], top + 60)
+        images += int(tip.inner_text().split(" · ")[1].split()[0])
+    tests = sum(split == "test" for split in data.images["split"].to_pylist())
+    assert images == tests
+
+
+def test_bars_of_lengths_are_told_by_keyboard(visit: Open, data: AtlasData) -> None:
+    page = visit("#/").page
+    for number, explainer in enumerate(("attributes", "clip")):
+        lengths = [row["length"] for row in chosen(data, explainer).values()]
+        bars = page.locator(".lengths-row figure").nth(number).locator(".length rect")
+        for place in range(bars.count()):
+            bars.nth(place).focus()
+            count = lengths.count(place + 1)
+            said = f"Length {place + 1}: {count} explanation{'s' if count != 1 else ''} ("
+            assert page.locator("#tooltip").inner_text().startswith(said)
+
+
 def test_a_concept_leads_to_the_neurons_of_all_layers_that_use_it(
     visit: Open, data: AtlasData
 ) -> None:

@@ -41,10 +41,16 @@ from pipeline.atlas.predictions import Predictions
 from pipeline.atlas.samples import concept_shards, image_shards, sample_rows, spread_rows
 
 STYLE = "atlas.css"
+LICENSES = "vendor/licenses.txt"
+LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
+"""D3 and Observable Plot, as their projects publish them; their licences go with them."""
+
 SCRIPTS = (
+    *LIBRARIES,
     "store.js",
     "format.js",
     "dom.js",
+    "drawing.js",
     "equation.js",
     "search.js",
     "charts.js",
@@ -150,7 +156,7 @@ def _write_shared(
 def _write_page(title: str, put: Write, version: Callable[[], str]) -> None:
     """Assets, then the page itself, which asks for files of exactly this build."""
     assets = resources.files("pipeline.atlas") / "assets"
-    for name in (STYLE, *SCRIPTS):
+    for name in (STYLE, LICENSES, *SCRIPTS):
         put(f"assets/{name}", (assets / name).read_bytes())
     put("index.html", page_of("index.html", title, SCRIPTS, version()))
 

@@ -3,8 +3,7 @@
 (function (atlas) {
   "use strict";
 
-  const { h, svg, text, format, plots } = atlas;
-  const WIDTH = 620, HEIGHT = 230, LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 40;
+  const { h, text, format } = atlas;
 
   /**
    * @param bins    [mean activation, number of images] of each bin
@@ -12,17 +11,15 @@
    * @returns {element, draw}: draw(one, texts) shows an entry of a path
    */
   atlas.areaChart = function ([at, counts], profile) {
-    const plot = svg("svg", { class: "plot area-plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+    const place = h("div", { class: "area-plot" });
     const keys = h("ul", { class: "layer-keys area-keys", "aria-label": "Terms" });
-    const element = h("div", {}, plot, keys);
-    const last = at.length - 1;
-    const x = (value) => LEFT + ((value - at[0]) / (at[last] - at[0] || 1)) * (WIDTH - LEFT - RIGHT);
+    const bins = d3.range(at.length);
 
     function draw(one, texts) {
-      const terms = one.terms.map((t, place) => ({
-        name: texts[one.concepts[place]],
-        negative: one.weights[place] < 0,
-        parts: at.map((_, bin) => one.weights[place] * profile[t * at.length + bin]),
+      const terms = one.terms.map((t, number) => ({
+        name: texts[one.concepts[number]],
+        negative: one.weights[number] < 0,
+        parts: at.map((_, bin) => one.weights[number] * profile[t * at.length + bin]),
       }));
       tones(terms);
       const bias = one.bias || 0;
@@ -33,63 +30,46 @@
         term.parts.forEach((part, bin) => { base[bin] += part; sum[bin] += part; });
         term.to = base.slice();
       }
-      const all = [...up, ...down, ...at];
-      const pad = 0.04 * (Math.max(...all) - Math.min(...all) || 1);
-      const low = Math.min(...all) - pad, high = Math.max(...all) + pad;
-      const y = (value) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-      const points = (values) => values.map((value, bin) => `${x(at[bin]).toFixed(1)},${y(value).toFixed(1)}`);
-      const floor = HEIGHT - BOTTOM;
-      const areas = terms.map((term) => svg("polygon", {
-        class: "term-area", style: `--tone:${term.tone}`,
-        points: [...points(term.to), ...points(term.from).reverse()].join(" "),
-      }));
-      const cursor = svg("line", { class: "cursor", y1: TOP, y2: floor, visibility: "hidden" });
-      plot.setAttribute("aria-label", label(terms, at));
-      plot.replaceChildren(
-        ...plots.ticks(low, high, 4).flatMap((mark) => [
-          svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(mark), y2: y(mark), class: mark === 0 ? "zero" : "grid" }),
-          svg("text", { x: LEFT - 6, y: y(mark) + 4, "text-anchor": "end", class: "tick" }, format.value(mark)),
-        ]),
-        ...plots.ticks(at[0], at[last], 6).map((mark) =>
-          svg("text", { x: x(mark), y: floor + 16, "text-anchor": "middle", class: "tick" }, format.value(mark))),
-        ...areas,
-        svg("polyline", { class: "recorded", points: points(at).join(" ") }),
-        svg("polyline", { class: "halo", points: points(sum).join(" ") }),
-        svg("polyline", { class: "predicted", points: points(sum).join(" ") }),
-        svg("g", { class: "bin-marks" }, at.map((value) => svg("line", { x1: x(value), x2: x(value), y1: floor, y2: floor + 4 }))),
-        cursor,
-        svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle", class: "axis" }, "activation"));
-      keys.replaceChildren(...terms.map((term, place) => {
+      const [low, high] = d3.extent([...up, ...down, ...at]);
+      const pad = 0.04 * (high - low || 1);
+      const range = [low - pad, high + pad];
+      const line = (values, className) => Plot.line(bins, { className, x: at, y: values });
+      const drawing = atlas.draw(label(terms, at), {
+        width: 620, height: 230, marginLeft: 46, marginRight: 12, marginTop: 10, marginBottom: 40,
+        x: { domain: d3.extent(at) },
+        y: { domain: range },
+        marks: [
+          atlas.upAxis(range, format.value),
+          atlas.footAxis(6, format.value, { label: "activation" }),
+          terms.map((term) => Plot.areaY(bins, { className: "term-area", fill: term.tone, x: at, y1: term.from, y2: term.to })),
+          line(at, "recorded"), line(sum, "halo"), line(sum, "predicted"),
+          Plot.axisX(at, { className: "bin-marks", tickSize: 4, fill: "none", label: null }),
+          Plot.ruleX(bins, Plot.pointerX({ className: "cursor", x: at, maxRadius: Infinity, ariaHidden: "true" })),
+        ],
+      });
+      atlas.pointed(drawing, (bin) => {
+        if (bin === null) { atlas.hideTip(); return; }
+        const [x, , bottom] = atlas.placeOf(drawing, at[bin], null);
+        atlas.showTip([
+          h("p", {}, h("b", {}, `activation ${format.value(at[bin])}`), ` \u00b7 ${format.counted(counts[bin], "image")}`),
+          h("p", {}, `predicted ${format.value(sum[bin])}: `,
+            terms.map((term, number) => [number > 0 && ", ", text(term.name), ` ${signed(term.parts[bin])}`]), `, bias ${signed(bias)}`),
+        ], x, drawing.getBoundingClientRect().top + 8, bottom);
+      });
+      place.replaceChildren(drawing);
+      const areas = drawing.querySelectorAll(".term-area");
+      keys.replaceChildren(...terms.map((term, number) => {
         const light = (on) => () => {
-          plot.classList.toggle("lighting", on);
-          areas[place].classList.toggle("lit", on);
+          drawing.classList.toggle("lighting", on);
+          areas[number].classList.toggle("lit", on);
         };
         return h("li", { style: `--tone:${term.tone}`, tabindex: 0, onpointerenter: light(true), onfocus: light(true),
           onpointerleave: light(false), onblur: light(false) },
         h("i", { class: "block", "aria-hidden": "true" }), term.negative ? "\u2212 " : "", text(term.name));
       }), h("li", {}, h("i", { class: "stroke solid", "aria-hidden": "true" }), "predicted"),
       h("li", {}, h("i", { class: "stroke dotted", "aria-hidden": "true" }), "recorded"));
-      const tell = (bin) => {
-        const box = plot.getBoundingClientRect();
-        cursor.setAttribute("x1", x(at[bin]));
-        cursor.setAttribute("x2", x(at[bin]));
-        cursor.setAttribute("visibility", "visible");
-        atlas.showTip([
-          h("p", {}, h("b", {}, `activation ${format.value(at[bin])}`), ` \u00b7 ${format.counted(counts[bin], "image")}`),
-          h("p", {}, `predicted ${format.value(sum[bin])}: `,
-            terms.map((term, place) => [place > 0 && ", ", text(term.name), ` ${signed(term.parts[bin])}`]), `, bias ${signed(bias)}`),
-        ], box.left + (x(at[bin]) / WIDTH) * box.width, box.top + 8, box.bottom);
-      };
-      plot.onpointermove = (event) => {
-        const box = plot.getBoundingClientRect();
-        const px = ((event.clientX - box.left) / box.width) * WIDTH;
-        let best = 0;
-        at.forEach((value, bin) => { if (Math.abs(x(value) - px) < Math.abs(x(at[best]) - px)) best = bin; });
-        tell(best);
-      };
-      plot.onpointerleave = () => { atlas.hideTip(); cursor.setAttribute("visibility", "hidden"); };
     }
-    return { element, draw };
+    return { element: h("div", {}, place, keys), draw };
   };
 
   const signed = (value) => (value > 0 ? "+" : "") + format.value(value, 2);

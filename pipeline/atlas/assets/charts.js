@@ -7,79 +7,74 @@
 
   const charts = {};
 
+  const edge = (bin) => (2 * bin) / BINS - 1;
+
   /** The range of scores that all given distributions fit into, in tenths. */
   charts.scoreRange = function (distributions) {
-    let first = BINS / 2;
-    let last = BINS / 2;
-    for (const one of distributions) {
-      if (!one.count) continue;
-      first = Math.min(first, one.first);
-      last = Math.max(last, one.first + one.bins.length);
-    }
-    const edge = (bin) => (2 * bin) / BINS - 1;
+    const shown = distributions.filter((one) => one.count);
+    const first = d3.min([BINS / 2, ...shown.map((one) => one.first)]);
+    const last = d3.max([BINS / 2, ...shown.map((one) => one.first + one.bins.length)]);
     return [Math.floor(edge(first) * 10 - 1e-9) / 10, Math.min(1, Math.ceil(edge(last) * 10 + 1e-9) / 10)];
   };
 
   /** Distribution of scores as one ridge: an area over bins, with a mark at the mean. */
   charts.ridge = function (distribution, range, height) {
     const width = 400;
-    const [low, high] = range;
-    const x = (score) => ((score - low) / (high - low)) * width;
-    const top = 3;
-    const tallest = Math.max(...distribution.bins);
-    const points = [];
-    distribution.bins.forEach((count, place) => {
-      const left = (2 * (distribution.first + place)) / BINS - 1;
-      const y = height - ((height - top) * count) / tallest;
-      points.push(`${x(left).toFixed(1)},${y.toFixed(1)}`, `${x(left + 2 / BINS).toFixed(1)},${y.toFixed(1)}`);
-    });
-    const start = x((2 * distribution.first) / BINS - 1).toFixed(1);
-    const stop = x((2 * (distribution.first + distribution.bins.length)) / BINS - 1).toFixed(1);
-    const mean = x(distribution.mean);
+    const x = d3.scaleLinear(range, [0, width]);
+    const y = d3.scaleLinear([0, d3.max(distribution.bins)], [height, 3]);
+    // A bin's height from its left edge to its right one: the last edge repeats the last bin.
+    const edges = [...distribution.bins, distribution.bins[distribution.bins.length - 1]];
+    const area = d3.area((_, place) => x(edge(distribution.first + place)), height, (count) => y(count))
+      .curve(d3.curveStepAfter).digits(1);
+    const upright = (score, kind) => svg("line", { class: kind, x1: x(score), x2: x(score), y1: 0, y2: height });
     return svg("svg", {
       class: "ridge", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none",
       role: "img", "aria-label": `mean ${format.score(distribution.mean)}, median ${format.score(distribution.median)}`,
     },
-    charts.grid(range).map((score) => svg("line", {
-      class: score === 0 ? "zero" : "grid", x1: x(score), x2: x(score), y1: 0, y2: height,
-    })),
-    svg("polygon", { class: "area", points: `${start},${height} ${points.join(" ")} ${stop},${height}` }),
-    svg("line", { class: "mean", x1: mean, x2: mean, y1: 0, y2: height }));
+    charts.grid(range).map((score) => upright(score, score === 0 ? "zero" : "grid")),
+    svg("path", { class: "area", d: area(edges) }),
+    upright(distribution.mean, "mean"));
   };
 
   /** Scores that get a grid line and a number. */
-  charts.grid = function ([low, high]) {
-    const step = high - low > 0.9 ? 0.2 : 0.1;
-    const marks = [];
-    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9; k++) marks.push(Number((k * step).toFixed(1)));
-    return marks;
-  };
+  charts.grid = ([low, high]) => d3.ticks(low, high, (high - low) / (high - low > 0.9 ? 0.2 : 0.1));
 
   /** The axis under a column of ridges. */
   charts.scoreAxis = function (range) {
-    const [low, high] = range;
+    const at = d3.scaleLinear(range, [0, 100]);
     return h("div", { class: "score-axis", "aria-hidden": "true" }, charts.grid(range).map((score) =>
-      h("span", { style: `left:${(100 * (score - low)) / (high - low)}%` },
+      h("span", { style: `left:${at(score)}%` },
         score === 0 ? "0" : format.score(score, 1).replace("0.", "."))));
   };
 
   /** How many explanations have each length. */
   charts.lengths = function (counts) {
-    const tallest = Math.max(...counts, 1);
-    const total = counts.reduce((sum, count) => sum + count, 0);
-    return h("div", { class: "lengths", role: "list" }, counts.map((count, place) => {
-      const bar = h("div", { class: "length", role: "listitem", tabindex: 0,
-        "aria-label": `${format.counted(count, "explanation")} of length ${place + 1}` },
-      h("span", { class: "column", style: `height:${(100 * count) / tallest}%` }),
-      h("span", { class: "tick" }, String(place + 1)));
-      return atlas.tip(bar, () => h("p", {},
-        `Length ${place + 1}: ${format.counted(count, "explanation")} (${format.percent(total ? count / total : 0)})`));
-    }));
+    const total = d3.sum(counts);
+    const drawing = atlas.draw("How many explanations have each length", {
+      width: 30 * counts.length + 6, height: 136, marginLeft: 3, marginRight: 3, marginTop: 4, marginBottom: 20,
+      x: { type: "band", domain: d3.range(1, counts.length + 1), padding: 0.1 },
+      y: { domain: [0, d3.max([1, ...counts])], axis: null },
+      marks: [
+        Plot.axisX({ className: "tick", tickSize: 0, label: null }),
+        Plot.barY(counts, { className: "length", x: (_, place) => place + 1, y: Plot.identity }),
+        Plot.ruleY([0], { className: "zero" }),
+      ],
+    });
+    // Each bar can be reached by keyboard, and says what it stands for.
+    drawing.setAttribute("role", "group");
+    drawing.querySelectorAll(".length rect").forEach((bar, place) => {
+      bar.setAttribute("tabindex", 0);
+      bar.setAttribute("role", "img");
+      bar.setAttribute("aria-label", `${format.counted(counts[place], "explanation")} of length ${place + 1}`);
+      atlas.tip(bar, () => h("p", {},
+        `Length ${place + 1}: ${format.counted(counts[place], "explanation")} (${format.percent(total ? counts[place] / total : 0)})`));
+    });
+    return drawing;
   };
 
   /** Bars with a name before and a number after; each may be split into two parts. */
   charts.bars = function (rows, describe) {
-    const longest = Math.max(...rows.map((row) => row.parts[0] + (row.parts[1] || 0)), 1e-12);
+    const longest = d3.max([1e-12, ...rows.map((row) => d3.sum(row.parts))]);
     return h("ol", { class: "bars" }, rows.map((row) => {
       const share = (value) => `width:${(100 * value) / longest}%`;
       const [first, second = 0] = row.parts;

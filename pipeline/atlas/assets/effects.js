@@ -2,8 +2,8 @@
 (function (atlas) {
   "use strict";
 
-  const { h, svg, text, format, plots } = atlas;
-  const WIDTH = 520, HEIGHT = 280, LEFT = 58, RIGHT = 14, TOP = 10, BOTTOM = 44;
+  const { h, text, format } = atlas;
+  const SIZE = { width: 520, height: 280, marginLeft: 58, marginRight: 14, marginTop: 10, marginBottom: 44 };
 
   const nameOf = (overview, s) => (overview.simulators[s] === overview.fit_check ? "fit check" : overview.simulators[s]);
   const layerOf = (overview, g) => {
@@ -71,20 +71,7 @@
     return overview.replacements.length ? [...found, joint(overview)] : found;
   };
 
-  const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
-  const words = (x, y, anchor, kind, content) => svg("text", { x, y, "text-anchor": anchor, class: kind }, content);
-
-  function axes(x, y, xMarks, yMarks, xName, yName) {
-    const floor = HEIGHT - BOTTOM;
-    return [
-      yMarks.map(([mark, label]) => [line(LEFT, y(mark), WIDTH - RIGHT, y(mark), mark === 0 ? "zero" : "grid"),
-        words(LEFT - 6, y(mark) + 4, "end", "tick", label)]),
-      xMarks.map(([mark, label]) => [line(x(mark), TOP, x(mark), floor, mark === 0 ? "zero" : "grid"),
-        words(x(mark), floor + 16, "middle", "tick", label)]),
-      words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle", "axis", xName),
-      words(-(TOP + floor) / 2, 12, "middle", "axis turned", yName),
-    ];
-  }
+  const upwards = (label) => Plot.text([label], { className: "axis", frameAnchor: "left", rotate: -90, dx: -48 });
 
   function keys(overview, shown) {
     return h("ul", { class: "layer-keys", "aria-label": "Layers" }, shown.map((g) =>
@@ -94,48 +81,52 @@
   function scatter(overview) {
     return bySimulator(overview, "Correlation and effect", overview.effects, (rows, s) => {
       const pairs = rows.flatMap((row) => row[2]);
-      const low = Math.max(-1, Math.min(0, ...pairs.map(([, b]) => b)));
-      const high = Math.max(0.2, ...pairs.map(([, b]) => b)), right = Math.max(0.2, ...pairs.map(([a]) => a));
-      const left = Math.min(0, ...pairs.map(([a]) => a));
-      const x = (value) => LEFT + ((value - left) / (right - left)) * (WIDTH - LEFT - RIGHT);
-      const y = (value) => TOP + ((high - Math.max(low, value)) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-      const label = (mark) => [mark, format.score(mark, 1)];
+      const across = [d3.min([0, ...pairs.map(([a]) => a)]), d3.max([0.2, ...pairs.map(([a]) => a)])];
+      const up = [Math.max(-1, d3.min([0, ...pairs.map(([, b]) => b)])), d3.max([0.2, ...pairs.map(([, b]) => b)])];
+      const shown = distinct(pairs.map(([, , g]) => g)).sort((a, b) => a - b);
+      const write = ([low, high]) => (mark) => format.score(mark, high - low < 0.6 ? 2 : 1);
       return [
         h("p", { class: "aside" },
           "Each neuron: how well its explanation predicts it, and how much of its effect on the loss is kept when the prediction takes its place (ablation score, norm; 1 is all, 0 no better than its mean)."),
-        h("figure", { class: "sharpness" }, svg("svg", {
-          class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
-          "aria-label": `Ablation score against correlation of ${format.counted(pairs.length, "neuron")}, scored by ${nameOf(overview, s)}`,
-        }, axes(x, y, plots.ticks(left, right, 5).map(label), plots.ticks(low, high, 5).map(label), "correlation", "ablation score"),
-        pairs.map(([a, b, g]) => svg("circle", { class: "effect", style: `--tone:${toneOf(overview, g)}`, cx: x(a).toFixed(1), cy: y(b).toFixed(1), r: 2.5 }))),
-        keys(overview, distinct(pairs.map(([, , g]) => g)).sort((a, b) => a - b))),
+        h("figure", { class: "sharpness" }, atlas.draw(
+          `Ablation score against correlation of ${format.counted(pairs.length, "neuron")}, scored by ${nameOf(overview, s)}`, {
+            ...SIZE,
+            x: { domain: across },
+            y: { domain: up, clamp: true },
+            marks: [
+              atlas.upAxis(up, write(up), 5),
+              atlas.footAxis(5, write(across), { grid: true, label: "correlation" }),
+              upwards("ablation score"),
+              shown.map((one) => Plot.dot(pairs.filter(([, , g]) => g === one),
+                { className: "effect", fill: toneOf(overview, one), r: 2.5 })),
+            ],
+          }), keys(overview, shown)),
       ];
     });
   }
 
   function importance(overview) {
     const { fractions, groups } = overview.importance;
-    const shown = groups.map((_, g) => g).filter((g) => groups[g]);
-    const first = Math.log(fractions[0]);
-    const x = (value) => LEFT + ((Math.log(value) - first) / (0 - first)) * (WIDTH - LEFT - RIGHT);
-    const y = (value) => TOP + (1 - value) * (HEIGHT - TOP - BOTTOM);
-    const curve = (g) => [...fractions.map((fraction, f) => [fraction, groups[g][f]]), [1, 1]]
-      .map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" ");
+    const shown = d3.range(groups.length).filter((g) => groups[g]);
+    const range = [fractions[0], 1];
     return h("section", {}, h("h2", {}, "How much the highest activations matter"),
       h("p", { class: "aside" },
         "Share of a neuron\u2019s effect on accuracy and loss that its highest activations carry, mean over neurons. A line near the dashed one says that every image counts alike."),
-      h("figure", { class: "sharpness" }, svg("svg", {
-        class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
-        "aria-label": "Share of effect by share of the images with the highest activations, a line for each layer",
-      }, axes(x, y, fractions.concat(1).map((mark) => [mark, format.percent(mark, 2)]), [0, 0.25, 0.5, 0.75, 1].map((mark) => [mark, format.percent(mark)]),
-        "images with the highest activations", "share of the effect"),
-      svg("polyline", { class: "even", points: Array.from({ length: 60 }, (_, k) => {
-        const value = Math.exp(first * (1 - k / 59));
-        return `${x(value).toFixed(1)},${y(value).toFixed(1)}`;
-      }).join(" ") }),
-      shown.map((g) => svg("g", { class: "share-curve", style: `--tone:${toneOf(overview, g)}` },
-        svg("title", {}, layerOf(overview, g)), svg("polyline", { points: curve(g) })))),
-      keys(overview, shown)));
+      h("figure", { class: "sharpness" }, atlas.draw(
+        "Share of effect by share of the images with the highest activations, a line for each layer", {
+          ...SIZE,
+          x: { type: "log", domain: range },
+          y: { domain: [0, 1] },
+          marks: [
+            atlas.upAxis([0, 1], format.percent, [0, 0.25, 0.5, 0.75, 1]),
+            atlas.footAxis([...fractions, 1], format.percent, { grid: true, label: "images with the highest activations" }),
+            upwards("share of the effect"),
+            // Straight on a linear axis, so a curve on this one.
+            Plot.line(d3.range(60).map((k) => fractions[0] ** (1 - k / 59)), { className: "even", x: Plot.identity, y: Plot.identity }),
+            shown.map((g) => Plot.line([...d3.zip(fractions, groups[g]), [1, 1]],
+              { className: "share-curve", stroke: toneOf(overview, g), title: () => layerOf(overview, g) })),
+          ],
+        }), keys(overview, shown)));
   }
 
   function joint(overview) {

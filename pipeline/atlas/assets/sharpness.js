@@ -2,8 +2,7 @@
 (function (atlas) {
   "use strict";
 
-  const { h, svg, text, format, plots } = atlas;
-  const WIDTH = 520, HEIGHT = 250, LEFT = 40, RIGHT = 10, TOP = 10, BOTTOM = 44;
+  const { h, text, format } = atlas;
 
   /** The section, or nothing where all concept scores are used as they are. */
   atlas.sharpness = function (overview) {
@@ -55,42 +54,36 @@
     const { tried, curves: values } = explainer.sharpness;
     const all = values.flat().filter((value) => value !== null);
     if (!all.length) return null;
-    const span = Math.max(...all) - Math.min(...all) || 0.1;
-    const low = Math.min(...all) - 0.08 * span, high = Math.max(...all) + 0.08 * span;
-    const first = Math.log(Math.min(...tried)), last = Math.log(Math.max(...tried));
-    const x = (factor) => LEFT + 8 + ((Math.log(factor) - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT - 16);
-    const y = (value) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-    const floor = HEIGHT - BOTTOM;
-    const marks = [0.1, 0.2, 0.5, 1, 2, 5, 10].filter((mark) => mark >= Math.min(...tried) * 0.95 && mark <= Math.max(...tried) * 1.05);
-    const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
-    const words = (cx, cy, anchor, kind, content) => svg("text", { x: cx, y: cy, "text-anchor": anchor, class: kind }, content);
-    const groups = rows.map((row) => {
-      const points = tried.map((factor, f) => [factor, values[row.g][f]]).filter(([, value]) => value !== null);
-      const chosen = points.find(([factor]) => Math.abs(factor - row.factor) < 1e-9);
-      return svg("g", { class: "sharp-curve", style: `--tone:${row.tone}` },
-        svg("title", {}, `${row.name}: factor ${format.value(row.factor, 2)}`),
-        svg("polyline", { points: points.map(([factor, value]) => `${x(factor).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }),
-        chosen && svg("circle", { class: "chosen", cx: x(chosen[0]), cy: y(chosen[1]), r: 4.5 }));
-    });
-    const element = svg("svg", {
-      class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
-      "aria-label": `Validation correlation by factor, a line for each of ${format.counted(rows.length, "layer")}; the list below gives the chosen factors`,
-    },
-    plots.ticks(low, high, 4).map((mark) => [
-      line(LEFT, y(mark), WIDTH - RIGHT, y(mark), "grid"),
-      words(LEFT - 6, y(mark) + 4, "end", "tick", format.value(mark, 2)),
-    ]),
-    marks.map((mark) => [
-      line(x(mark), TOP, x(mark), floor, mark === 1 ? "zero" : "grid"),
-      words(x(mark), floor + 16, "middle", mark === 1 ? "tick strong" : "tick", format.value(mark)),
-    ]),
-    groups,
-    words(LEFT, HEIGHT - 6, "start", "axis", "\u2190 softer"),
-    words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle", "axis", "factor; height: validation correlation"),
-    words(WIDTH - RIGHT, HEIGHT - 6, "end", "axis", "sharper \u2192"));
-    const light = (g, on) => {
+    const [low, high] = d3.extent(all);
+    const pad = 0.08 * (high - low || 0.1);
+    const up = [low - pad, high + pad];
+    const [softest, sharpest] = d3.extent(tried);
+    const marks = [0.1, 0.2, 0.5, 1, 2, 5, 10].filter((mark) => mark >= softest * 0.95 && mark <= sharpest * 1.05);
+    const side = (text, anchor, lineAnchor) =>
+      Plot.text([text], { className: "axis", frameAnchor: `bottom-${anchor}`, textAnchor: lineAnchor, dy: 36 });
+    const element = atlas.draw(
+      `Validation correlation by factor, a line for each of ${format.counted(rows.length, "layer")}; the list below gives the chosen factors`, {
+        width: 520, height: 250, marginLeft: 40, marginRight: 10, marginTop: 10, marginBottom: 44,
+        x: { type: "log", domain: [softest * 0.95, sharpest * 1.05] },
+        y: { domain: up },
+        marks: [
+          atlas.upAxis(up, (value) => format.value(value, 2)),
+          atlas.footAxis(marks, format.value, { grid: true, strong: marks.includes(1) ? 1 : null, label: "factor; height: validation correlation" }),
+          side("\u2190 softer", "left", "start"), side("sharper \u2192", "right", "end"),
+          rows.map((row) => {
+            const points = d3.zip(tried, values[row.g]).filter(([, value]) => value !== null);
+            const chosen = points.filter(([factor]) => Math.abs(factor - row.factor) < 1e-9);
+            return [
+              Plot.line(points, { className: "sharp-curve", stroke: row.tone, title: () => `${row.name}: factor ${format.value(row.factor, 2)}` }),
+              Plot.dot(chosen, { className: "sharp-point", fill: row.tone, r: 4.5 }),
+            ];
+          }),
+        ],
+      });
+    const drawn = [".sharp-curve", ".sharp-point"].map((kind) => element.querySelectorAll(kind));
+    const light = (place, on) => {
       element.classList.toggle("lighting", on);
-      groups[g].classList.toggle("lit", on);
+      for (const kind of drawn) if (kind[place]) kind[place].classList.toggle("lit", on);
     };
     return { element, light };
   }
