@@ -64,7 +64,7 @@ def format_note(trial: FormatTrial | None) -> list[str]:
     said = (
         f"the target in {trial.dtype} is {trial.times_as_fast:.1f} times as fast as in float32 here; on "
         f"{trial.images} images its activations agree with float32 at {trial.median:.3f} (the median "
-        f"neuron of {trial.layer}, where they agree least; its least neuron: {trial.least:.2f})"
+        f"neuron of {trial.layer}, where they agree least; its least neuron: {trial.least:.3f})"
     )
     advice = "; target: {dtype: float32} is the safer choice" if trial.median < ENOUGH else ""
     return [said + advice]
