@@ -44,7 +44,7 @@ from pipeline.moments import blocks_of
 from pipeline.plan import Plan, prepare
 from pipeline.rundir import Run, part_name
 from pipeline.sanity import SANITY_SCHEMA
-from pipeline.scores import read_factors, shards_of
+from pipeline.scores import read_sharpness, shards_of
 from pipeline.sharpen import SHARPNESS_SCHEMA
 from pipeline.simulate import SCORE_SCHEMA
 
@@ -124,6 +124,7 @@ def write_run(folder: Path) -> tuple[Path, Path]:
         {"explainer": "clip", "layer": layer_name(number), "pooling": "avg", "neurons": 128}
         | {
             "factor": factor,
+            "shift": 0.0,
             "chosen": factor == 1.0,
             "val_correlation": 0.3 - 0.01 * abs(factor - 1),
         }
@@ -137,7 +138,7 @@ def write_run(folder: Path) -> tuple[Path, Path]:
         SYNONYMS, "degenerate_concepts.parquet", DEGENERATE_SCHEMA.empty_table(), made[SYNONYMS]
     )
     moments = moments_table("clip")  # of which it reads the concepts alone
-    blocks = blocks_of(plan, shards_of(run, plan), read_factors(run, "clip"))
+    blocks = blocks_of(plan, shards_of(run, plan), read_sharpness(run, "clip"))
     names = np.array([f"block {number}" for number in range(len(blocks))])
     part = part_name(moments, 0, made[moments], "npz")
     run.folder.write_arrays(part, positions=np.arange(CONCEPT_COUNT), files=names)

@@ -11,6 +11,7 @@ from scipy.special import expit
 
 from core.errors import ShapeError
 from core.products import LEFT_TILE, RIGHT_TILE, centred_columns, padded, product_of_tiles
+from core.sharpness import NATIVE, Sharpness
 
 HIGHEST: Final = 5
 """How many of a concept's highest scores decide whether it occurs in the images."""
@@ -44,13 +45,15 @@ def sigmoid_scores(
 
 
 def sharpened(
-    logits: Float[np.ndarray, "images concepts"], factor: float = 1.0
+    logits: Float[np.ndarray, "images concepts"], sharpness: Sharpness = NATIVE
 ) -> Float[np.ndarray, "images concepts"]:
-    """Scores ``σ(factor · logit)``, float32: a factor below 1 softens, one above 1 sharpens.
+    """Scores ``σ(factor · logit + shift)``, float32: a factor below 1 softens, one above 1 sharpens.
 
-    A score of one half stays one half.
+    Without a shift a score of one half stays one half; a shift above 0 raises all scores.
     """
-    return np.asarray(expit(np.multiply(logits, factor, dtype=np.float32)))
+    levels = np.multiply(logits, sharpness.factor, dtype=np.float32)
+    levels += sharpness.shift
+    return np.asarray(expit(levels))
 
 
 def concept_logits(

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from scipy.special import expit, logit
 
 from core.metrics import pearson
+from core.sharpness import NATIVE, Sharpness
 from pipeline.columns import matrix
 from pipeline.expected import CONCEPTS, IMAGES, scores_table
 from pipeline.rundir import Run
-from pipeline.scores import TEST, read_factors
+from pipeline.scores import TEST, read_sharpness
 from pipeline.sparse_weights import sparse_weights
 
 #: Neurons whose predictions are held at a time.
@@ -99,7 +100,7 @@ def _correlations(
     if len(scores) < 2:
         return {}
     columns = {concept: column for column, concept in enumerate(used)}
-    factors = [read_factors(run, explainer) for run in runs]
+    chosen = [read_sharpness(run, explainer) for run in runs]
     groups: dict[_Key, list[_Key]] = {}
     for key in explained[1]:
         groups.setdefault(key[:2], []).append(key)
@@ -108,8 +109,8 @@ def _correlations(
         for start in range(0, len(keys), BLOCK):
             block = keys[start : start + BLOCK]
             predicted = [
-                _predicted([rows[key] for key in block], columns, scores, factor[column])
-                for rows, factor in zip(explained, factors, strict=True)
+                _predicted([rows[key] for key in block], columns, scores, own[column])
+                for rows, own in zip(explained, chosen, strict=True)
             ]
             for key, value in zip(block, pearson(*predicted).tolist(), strict=True):
                 if np.isfinite(value):
@@ -133,13 +134,13 @@ def _predicted(
     rows: Sequence[Mapping[str, Any]],
     columns: Mapping[str, int],
     scores: np.ndarray,
-    factor: float,
+    sharpness: Sharpness,
 ) -> np.ndarray:
     """What explanations predict but for their bias, (images, explanations)."""
     table = pa.table({name: [row[name] for row in rows] for name in ("concepts", "weights")})
     weights, used = sparse_weights(table, columns)
     levels = scores[:, used].astype(np.float64)
-    if factor != 1.0:
-        levels = expit(factor * logit(levels))
+    if sharpness != NATIVE:
+        levels = expit(sharpness.factor * logit(levels) + sharpness.shift)
     predicted: np.ndarray = (weights @ levels.T).T
     return predicted

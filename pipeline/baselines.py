@@ -19,6 +19,7 @@ from core.errors import ConfigError
 from core.lengths import path_correlations
 from core.moments import ConceptMoments, CrossMoments, Moments, merged
 from core.ranked import single_paths
+from core.sharpness import Sharpness
 from pipeline.compare import comparison_table
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.dissect import dissect
@@ -31,7 +32,7 @@ from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.rundir import Run
 from pipeline.score import Judge, score_explanations, simulators
-from pipeline.scores import VAL, explainer_source, read_factors
+from pipeline.scores import VAL, explainer_source, read_sharpness
 from pipeline.targets import Column, columns_of
 
 CLIP_DISSECT, SINGLE = "clip-dissect", "single"
@@ -53,6 +54,7 @@ BASELINE_SCHEMA = pa.schema(
         ("train_correlation", pa.float64()),
         ("val_correlation", pa.float64()),
         ("sharpness", pa.float64()),
+        ("shift", pa.float64()),
     ]
 )
 
@@ -83,10 +85,10 @@ def make_baselines(
         names: Of `BASELINES`.
 
     Returns:
-        `BASELINE_SCHEMA`, the schema of explanations with `method`, and with `sharpness`: the factor
-        on the logits of concept scores, the one of the explainer's own explanations of the layer, so
-        that both are seen by the same eyes. A neuron whose best concept does not correlate positively
-        has length 0 with `single`.
+        `BASELINE_SCHEMA`, the schema of explanations with `method`, and with `sharpness` and `shift`:
+        the factor on the logits of concept scores and what is added, those of the explainer's own
+        explanations of the layer, so that both are seen by the same eyes. A neuron whose best concept
+        does not correlate positively has length 0 with `single`.
 
     Raises:
         ConfigError: See `check_baselines`.
@@ -164,6 +166,7 @@ def _rows(
     column: Column,
     explainer: str,
     method: str,
+    sharpness: Sharpness,
     neurons: np.ndarray,
     concepts: list[list[str]],
     weights: list[list[float]],
@@ -182,6 +185,8 @@ def _rows(
         "chosen": pa.array([True] * size, pa.bool_()),
         "concepts": pa.array(concepts, pa.list_(pa.string())),
         "weights": pa.array(weights, pa.list_(pa.float64())),
+        "sharpness": pa.array([sharpness.factor] * size, pa.float64()),
+        "shift": pa.array([sharpness.shift] * size, pa.float64()),
     }
     content |= {name: pa.array(values, from_pandas=True) for name, values in more.items()}
     missing = [name for name in BASELINE_SCHEMA.names if name not in content]
@@ -192,15 +197,14 @@ def _rows(
 def _dissected(
     run: Run, plan: Plan, explainer: ExplainerPlan, neurons: Mapping[Column, np.ndarray]
 ) -> pa.Table:
-    factors = read_factors(run, explainer.name)
+    chosen = read_sharpness(run, explainer.name)
     tables = [BASELINE_SCHEMA.empty_table()]
     for column, places in dissect(run, plan, explainer, neurons):
         concepts = [[explainer.concepts[place]] if place >= 0 else [] for place in places]
         weights = [[1.0] * len(texts) for texts in concepts]
-        about = (column, explainer.name, CLIP_DISSECT, neurons[column])
-        factor = np.full(len(places), factors[column.layer, column.pooling])
+        about = (column, explainer.name, CLIP_DISSECT, chosen[column.layer, column.pooling])
         zero = np.zeros(len(places))
-        tables.append(_rows(*about, concepts, weights, bias=zero, sharpness=factor))
+        tables.append(_rows(*about, neurons[column], concepts, weights, bias=zero))
     return pa.concat_tables(tables)
 
 
@@ -210,15 +214,17 @@ def _single(
     stored = StoredMoments(run, plan, explainer)
     texts = ray.put(stored.texts)
     tables = dict.fromkeys(neurons, BASELINE_SCHEMA.empty_table())
-    for factor in sorted(set(stored.factors.values()), reverse=True):
-        concepts = ray.put(_train_and_val(stored.concepts(factor)))
+    for sharpness in sorted(set(stored.sharpness.values()), reverse=True):
+        concepts = ray.put(_train_and_val(stored.concepts(sharpness)))
         for column in neurons:
-            if stored.factors[column.layer, column.pooling] != factor or not len(neurons[column]):
+            same = stored.sharpness[column.layer, column.pooling] == sharpness
+            if not same or not len(neurons[column]):
                 continue
             cross = ray.put(_train_and_val(stored.cross(column)))
             blocks = np.split(neurons[column], range(BLOCK, len(neurons[column]), BLOCK))
             calls = [
-                (column, explainer.name, block, factor, texts, concepts, cross) for block in blocks
+                (column, explainer.name, block, sharpness, texts, concepts, cross)
+                for block in blocks
             ]
             found = dict(run_tasks(single_block, calls))
             tables[column] = pa.concat_tables([found[n] for n in range(len(calls))])
@@ -233,7 +239,7 @@ def single_block(
     column: Column,
     explainer: str,
     neurons: np.ndarray,
-    factor: float,
+    sharpness: Sharpness,
     texts: Sequence[str],
     concepts: Sequence[ConceptMoments],
     cross: Sequence[CrossMoments],
@@ -244,7 +250,7 @@ def single_block(
         column: The layer.
         explainer: Name of the explainer.
         neurons: Those to explain.
-        factor: Sharpness that the moments were taken with.
+        sharpness: What the moments were taken with.
         texts: Concepts of the moments.
         concepts: Moments of training and of validation images.
         cross: The same of all neurons of the layer.
@@ -257,11 +263,11 @@ def single_block(
         column,
         explainer,
         SINGLE,
+        sharpness,
         neurons,
         [[texts[place]] if there else [] for place, there in zip(positions, has, strict=True)],
         [[float(w)] if there else [] for w, there in zip(weights, has, strict=True)],
         bias=np.where(has, paths.bias[:, 0], train.neuron_mean),
         train_correlation=path_correlations(paths, concepts[0], train)[:, 0],
         val_correlation=path_correlations(paths, concepts[1], val)[:, 0],
-        sharpness=np.full(len(neurons), factor),
     )

@@ -11,6 +11,7 @@ import pyarrow as pa
 from core.concept_scores import sharpened
 from core.metrics import pearson
 from core.null import null_p_values, q_values, swapped_correlations
+from core.sharpness import Sharpness
 from pipeline.sparse_weights import simulated_activations, sparse_weights
 
 
@@ -19,7 +20,7 @@ def layer_p_values(
     places: Mapping[str, int],
     activations: np.ndarray,
     simulators: Sequence[tuple[str, bool]],
-    factor: float,
+    sharpness: Sharpness,
     *levels: np.ndarray,
 ) -> np.ndarray:
     """P-value of each neuron's chosen explanation by each simulator, (simulators, neurons).
@@ -29,7 +30,7 @@ def layer_p_values(
         places: Column of each concept in `levels`.
         activations: Recorded activations on test images, (images, neurons of the layer).
         simulators: Names, and whether their levels are logits, in the order of `levels`.
-        factor: Sharpness: what logits are multiplied by.
+        sharpness: What logits are multiplied by, and what is added.
         levels: For each simulator, logits or scores on test images, (images, concepts).
     """
     weights, used = sparse_weights(explanations, places)
@@ -37,7 +38,7 @@ def layer_p_values(
     found = []
     for (_, logits), values in zip(simulators, levels, strict=True):
         known = values[:, used]
-        known = sharpened(known, factor) if logits else known
+        known = sharpened(known, sharpness) if logits else known
         simulated = simulated_activations(explanations, weights, known)
         correlation = pearson(actual, simulated)
         found.append(null_p_values(correlation, swapped_correlations(actual, simulated)))

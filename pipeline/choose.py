@@ -94,10 +94,10 @@ def _synonyms(run: Run, plan: Plan, paths: pa.Table, rows: np.ndarray) -> list[t
         stored = StoredMoments(run, plan, explainer)
         place = {text: position for position, text in enumerate(stored.texts)}
         mine = pc.equal(chosen["explainer"], explainer.name)
-        for factor in sorted(set(stored.factors.values()), reverse=True):
-            train = ray.put(_train(stored.concepts(factor)))
+        for sharpness in sorted(set(stored.sharpness.values()), reverse=True):
+            train = ray.put(_train(stored.concepts(sharpness)))
             for column in columns_of(plan):
-                if stored.factors[column.layer, column.pooling] != factor:
+                if stored.sharpness[column.layer, column.pooling] != sharpness:
                     continue
                 here = pc.and_(
                     pc.equal(chosen["layer"], column.layer),

@@ -36,7 +36,7 @@ def name_degenerate(run: Run, plan: Plan, made: str) -> None:
     rows: list[dict[str, Any]] = []
     for explainer in plan.explainers:
         stored = StoredMoments(run, plan, explainer)
-        subsets = stored.concepts(max(stored.factors.values()))
+        subsets = stored.concepts(max(stored.sharpness.values()))
         train = merged([moments for name, moments in subsets.items() if name != VAL])
         status, partner = degenerate_concepts(train)
         for place in (n for n, what in enumerate(status) if what):

@@ -30,7 +30,7 @@ ATLAS = "atlas"
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 2, 3, 4, 4, 5
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 3, 3, 4, 4, 5
 ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 2, 1
 
 
@@ -147,7 +147,7 @@ def expect(plan: Plan, dtype: str) -> Expected:
     fit = plan.config.fit.resolved
     seed = plan.config.images.split.seed
     sources = (tables[IMAGES], tables[ACTIVATIONS])
-    sharpness = (SHARPNESS_VERSION, fit.sharpness, seed)
+    sharpness = (SHARPNESS_VERSION, fit.model_dump()["sharpness"], seed)
     tables[SHARPNESS] = fingerprint(SHARPNESS, *sources, tables[CONCEPTS], *sharpness)
     for name, scores in scored:
         cut = (fit.folds, fit.max_concepts)

@@ -15,10 +15,11 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from core.errors import ConfigError
+from core.sharpness import NATIVE
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES
 from pipeline.rundir import Run
-from pipeline.scores import read_factors
+from pipeline.scores import read_sharpness
 from pipeline.storage import Folder
 
 #: Places for concepts that a file has at least, as the authors' files do; 0 fills those not needed.
@@ -48,8 +49,8 @@ def export_csv(run: Run, out: Folder) -> list[str]:
     """Write every chosen explanation, and return the paths of the files written.
 
     The columns of a file are `layer, pooling, unit, val correlation, weight0, concept0 …, bias,
-    sharpness`, then what is known of the scores: `sim correlation` and `sim ablation(…)` by the
-    first simulator, as the authors call them, and `correlation, ci_low, ci_high` followed by a
+    sharpness, shift`, then what is known of the scores: `sim correlation` and `sim ablation(…)` by
+    the first simulator, as the authors call them, and `correlation, ci_low, ci_high` followed by a
     simulator's name, for each. Numbers are written so that reading gives the same float64. A neuron
     that has nothing to explain has a row without concepts.
 
@@ -69,7 +70,7 @@ def export_csv(run: Run, out: Folder) -> list[str]:
     ablations = _ablations(run, first)
     kinds = sorted({key[-1] for key in ablations}, reverse=True)
     names = list(dict.fromkeys(explanations["explainer"].to_pylist()))
-    factors = {name: read_factors(run, name) for name in names}
+    chosen = {name: read_sharpness(run, name) for name in names}
     groups: dict[_Key, list[dict[str, Any]]] = {}
     for row in explanations.to_pylist():
         groups.setdefault((row["explainer"], row["layer"], row["pooling"]), []).append(row)
@@ -78,7 +79,7 @@ def export_csv(run: Run, out: Folder) -> list[str]:
         places = max(PLACES, *(len(row["concepts"]) for row in rows))
         head = ["layer", "pooling", "unit", "val correlation"]
         head += [f"{word}{n}" for n in range(places) for word in ("weight", "concept")]
-        head += ["bias", "sharpness"]
+        head += ["bias", "sharpness", "shift"]
         head += ["sim correlation"] * (first is not None)
         head += [f"sim ablation({kind})" for kind in kinds]
         head += [f"{what} {name}" for name in simulators for what in _SCORE]
@@ -88,7 +89,7 @@ def export_csv(run: Run, out: Folder) -> list[str]:
             found = {name: scores.get((*neuron, name), _UNKNOWN) for name in simulators}
             cells = [layer, pooling, row["neuron"], _known(row["val_correlation"])]
             cells += _terms(row, places)
-            cells += [_known(row["bias"]), factors[explainer].get((layer, pooling), 1.0)]
+            cells += [_known(row["bias"]), *chosen[explainer].get((layer, pooling), NATIVE)]
             cells += [found[first][0]] if first is not None else []
             cells += [ablations.get((*neuron, kind), "") for kind in kinds]
             cells += [value for name in simulators for value in found[name]]

@@ -36,6 +36,7 @@ NAMES = {
     "weights": ("weights",),
     "bias": ("bias",),
     "sharpness": ("sharpness",),
+    "shift": ("shift",),
 }
 
 #: The method that the run's own explanations go by in comparisons.
@@ -54,6 +55,7 @@ EXTERNAL_SCHEMA = pa.schema(
         ("weights", pa.list_(pa.float64())),
         ("bias", pa.float64()),
         ("sharpness", pa.float64()),
+        ("shift", pa.float64()),
     ]
 )
 
@@ -233,9 +235,12 @@ class _Reader:
         if method == LINEAR:
             raise _Fault(f"method {LINEAR!r} is what the run's own explanations are called")
         concepts, weights = self._terms(values)
-        bias, sharpness = value("bias"), value("sharpness")
-        factor = 1.0 if sharpness in (None, "") else _number(sharpness, "sharpness")
-        if factor <= 0:
+        optional = {"bias": 0.0, "sharpness": 1.0, "shift": 0.0}
+        for name in optional:
+            if (given := value(name)) not in (None, ""):
+                optional[name] = _number(given, name)
+        if optional["sharpness"] <= 0:
+            factor = optional["sharpness"]
             raise _Fault(f"sharpness is {factor:g}; expected a factor above 0, as 1")
         return {
             "layer": column.layer,
@@ -244,8 +249,7 @@ class _Reader:
             "method": method,
             "concepts": concepts,
             "weights": weights,
-            "bias": 0.0 if bias in (None, "") else _number(bias, "bias"),
-            "sharpness": factor,
+            **optional,
         }
 
     def _layer_named(self, name: str) -> str:

@@ -98,7 +98,7 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
     for explainer in plan.explainers:
         stored = StoredMoments(run, plan, explainer)
         texts = ray.put(stored.texts)
-        for factor in sorted(set(stored.factors.values()), reverse=True):
+        for sharpness in sorted(set(stored.sharpness.values()), reverse=True):
             concepts: list[Any] | None = None
             for column in columns:
                 starts = [
@@ -106,9 +106,11 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
                     for start in range(0, column.neurons, BLOCK)
                     if names[explainer.name, column.name, start] not in there
                 ]
-                if stored.factors[column.layer, column.pooling] != factor or not starts:
+                if stored.sharpness[column.layer, column.pooling] != sharpness or not starts:
                     continue
-                concepts = concepts or [ray.put(m) for m in blocks_to_fit(stored.concepts(factor))]
+                concepts = concepts or [
+                    ray.put(m) for m in blocks_to_fit(stored.concepts(sharpness))
+                ]
                 cross = ray.put(stored.cross(column))
                 calls = [
                     (

@@ -25,6 +25,15 @@ PAPER: dict[str, Any] = {
 }
 
 
+class SharpnessConfig(Strict):
+    """Concept score = sigmoid(factor · logit + shift), the logit by the model's own calibration."""
+
+    factor: Annotated[float, Field(gt=0, le=100)]
+    """What logits are multiplied by: below 1 scores are softer, above 1 sharper."""
+    shift: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    """What is added then: above 0 all scores are higher."""
+
+
 class FitConfig(Strict):
     """How explanations are searched for."""
 
@@ -38,9 +47,11 @@ class FitConfig(Strict):
     """Signs of the weights: `positive` leaves out concepts that inhibit."""
     ridge: Annotated[float, Field(ge=0, le=10)] = 0.1
     """`forward`: ridge penalty of the choice, in variances of a concept score; weights have none."""
-    sharpness: Literal["auto", "native"] | Annotated[float, Field(gt=0, le=100)] = "auto"
-    """`open_clip`: factor on the logits of concept scores; `auto` chooses one for each layer on
-    validation images, `native` is 1."""
+    sharpness: (
+        Literal["auto", "native"] | Annotated[float, Field(gt=0, le=100)] | SharpnessConfig
+    ) = "auto"
+    """`open_clip`: factor on the logits of concept scores, or `{factor: …, shift: …}`; `auto` chooses
+    both for each layer on validation images, `native` is 1 without a shift."""
     length: Literal["tolerance", "one-standard-error", "cross-validation"] = "tolerance"
     """How the length is chosen: the shortest explanation within `tolerance`, or within one standard
     error, of the best on validation images; or within one standard error over the folds."""

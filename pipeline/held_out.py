@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import ray
 
 from core.concept_scores import sharpened
+from core.sharpness import Sharpness
 from pipeline.columns import matrix
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import EXPLANATIONS
@@ -93,7 +94,7 @@ class Simulations:
     """Chosen explanations that have terms, of all layers."""
     places: Any
     """Reference to the column of each concept in the levels."""
-    factors: Mapping[tuple[str, str], float]
+    sharpness: Mapping[tuple[str, str], Sharpness]
     levels: dict[str, tuple[Any, bool]]
     """By simulator: reference to levels of all images, and whether they are logits."""
     stored: StoredMoments
@@ -112,10 +113,12 @@ class Simulations:
         Columns of neurons without terms are NaN.
         """
         rows = self.explanations(column)
-        factor = self.factors[column.layer, column.pooling]
+        sharpness = self.sharpness[column.layer, column.pooling]
         task = ray.remote(_simulate)
         return {
-            name: task.remote(rows, self.places, levels, factor if logits else None, column.neurons)
+            name: task.remote(
+                rows, self.places, levels, sharpness if logits else None, column.neurons
+            )
             for name, (levels, logits) in self.levels.items()
         }
 
@@ -138,19 +141,19 @@ def simulations(run: Run, plan: Plan, explainer: ExplainerPlan) -> Simulations:
     marked = pc.and_(rows["chosen"], pc.greater(rows["length"], 0))
     rows = rows.filter(pc.and_(marked, pc.equal(rows["explainer"], explainer.name)))
     places = ray.put({text: row for row, text in enumerate(stored.texts)})
-    return Simulations(explainer.name, rows, places, stored.factors, levels, stored)
+    return Simulations(explainer.name, rows, places, stored.sharpness, levels, stored)
 
 
 def _simulate(
     explanations: pa.Table,
     places: Mapping[str, int],
     levels: np.ndarray,
-    factor: float | None,
+    sharpness: Sharpness | None,
     neurons: int,
 ) -> np.ndarray:
     weights, used = sparse_weights(explanations, places)
     known = levels[:, used]
-    known = known if factor is None else sharpened(known, factor)
+    known = known if sharpness is None else sharpened(known, sharpness)
     simulated = np.full((len(levels), neurons), np.nan, np.float32)
     simulated[:, explanations["neuron"].to_numpy()] = simulated_activations(
         explanations, weights, known

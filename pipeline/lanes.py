@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from core.errors import RecordingError
+from core.sharpness import Sharpness
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.explainers import ImageScores
@@ -146,11 +147,11 @@ class RecordLane(RecordShard):
         for one, scorer, outputs, sums in zip(
             self.sought, self.scorers, self._outputs, self._sums, strict=True
         ):
-            factors = {block.factor for _, block, _ in outputs if block.subset == subset}
-            if factors:
+            wanted = {block.sharpness for _, block, _ in outputs if block.subset == subset}
+            if wanted:
                 levels = scorer.levels(batch[one.table or _known_rows(one)])
-            for factor in factors:
-                sums.add(subset, factor, scorer.scores(levels, factor), batch)
+            for sharpness in wanted:
+                sums.add(subset, sharpness, scorer.scores(levels, sharpness), batch)
 
     def finish(self) -> int:
         """Write the lane's files of every explainer; returns their bytes."""
@@ -205,7 +206,7 @@ class _Known:
         """The scores themselves, in single precision."""
         return values.astype(np.float32)
 
-    def scores(self, levels: np.ndarray, _factor: float) -> np.ndarray:
+    def scores(self, levels: np.ndarray, _sharpness: Sharpness) -> np.ndarray:
         """Known scores have one sharpness alone."""
         return levels
 

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from core.moments import ConceptMoments, CrossMoments
+from core.sharpness import Sharpness
 from pipeline.concepts import embed_texts
 from pipeline.expected import Expected, moments_table
 from pipeline.explainers import ExplainerPlan, image_scores
 from pipeline.fingerprints import fingerprint
 from pipeline.plan import Plan
 from pipeline.rundir import Run, part_name
-from pipeline.scores import Shards, divided, read_factors
+from pipeline.scores import Shards, divided, read_sharpness
 from pipeline.storage import Folder
 from pipeline.targets import Column, columns_of
 
@@ -37,23 +38,25 @@ LANE, WAVE = 64, 32
 class Block:
     """What one file of moments holds."""
 
-    factor: float
-    """Sharpness of the concept scores."""
+    sharpness: Sharpness
+    """That of the concept scores."""
     subset: str
     column: Column | None
     """The neurons; None for the concepts among themselves."""
 
 
-def blocks_of(plan: Plan, shards: Shards, factors: Mapping[tuple[str, str], float]) -> list[Block]:
+def blocks_of(
+    plan: Plan, shards: Shards, chosen: Mapping[tuple[str, str], Sharpness]
+) -> list[Block]:
     """Every block of an explainer's moments, in the order of the files."""
     found = [
-        Block(factor, subset, None)
-        for factor in sorted(set(factors.values()), reverse=True)
+        Block(sharpness, subset, None)
+        for sharpness in sorted(set(chosen.values()), reverse=True)
         for subset in shards.subsets
     ]
     for column in columns_of(plan):
-        factor = factors[column.layer, column.pooling]
-        found += [Block(factor, subset, column) for subset in shards.subsets]
+        sharpness = chosen[column.layer, column.pooling]
+        found += [Block(sharpness, subset, column) for subset in shards.subsets]
     return found
 
 
@@ -295,13 +298,12 @@ def layout_of(
         explainer: One of its explainers.
         positions: The concepts to take, ascending.
     """
-    factors = read_factors(run, explainer.name)
-    blocks = blocks_of(plan, divided(plan, []), factors)
+    blocks = blocks_of(plan, divided(plan, []), read_sharpness(run, explainer.name))
     scored = expected.summed[explainer.name]
     origins = []
     for block in blocks:
         column = expected.summed[block.column.name] if block.column else None
-        origins.append(fingerprint(scored, block.factor, block.subset, column))
+        origins.append(fingerprint(scored, block.sharpness, block.subset, column))
     return Layout(
         moments_table(explainer.name),
         contents_file(explainer.name, expected),

@@ -16,6 +16,7 @@ import numpy as np
 
 from core.moment_sums import MomentSum
 from core.moments import ConceptMoments, CrossMoments, Moments
+from core.sharpness import Sharpness
 from pipeline.concepts import made_while_recording
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS, Expected, moments_table
@@ -40,8 +41,8 @@ from pipeline.scores import (
     Shards,
     active_positions,
     explainer_source,
-    read_factors,
     read_rows,
+    read_sharpness,
     shards_of,
 )
 from pipeline.screening import screened
@@ -160,7 +161,7 @@ def _jobs(
         if block.column is None:
             jobs[(name,)] = positions, [(name, block, new)]
         else:
-            key = (block.factor, block.subset, None if new is None else new.tobytes())
+            key = (block.sharpness, block.subset, None if new is None else new.tobytes())
             seen = positions if new is None else positions[new]
             jobs.setdefault(key, (seen, []))[1].append((name, block, None))
     return list(jobs.values())
@@ -181,7 +182,8 @@ def _sum_lane(
     columns = [block.column.name for _, block, _ in outputs if block.column is not None]
     for rows in _batches(folder, shards, numbers, source, parts, columns, first.subset):
         levels = source.levels(folder, rows[source.column], positions)
-        sums.add(first.subset, first.factor, source.scores(levels, first.factor), rows)
+        scores = source.scores(levels, first.sharpness)
+        sums.add(first.subset, first.sharpness, scores, rows)
     return sums.write(folder, [name for name, _, _ in outputs])
 
 
@@ -210,17 +212,19 @@ class BlockSums:
                 left, right = concepts if right is None else right, block.column.neurons
             self._sums.append(MomentSum(left, right, device))
 
-    def add(self, subset: str, factor: float, scores: Any, rows: Mapping[str, np.ndarray]) -> None:
+    def add(
+        self, subset: str, sharpness: Sharpness, scores: Any, rows: Mapping[str, np.ndarray]
+    ) -> None:
         """Add images of a subset to its blocks.
 
         Args:
             subset: A subset of the images.
-            factor: Sharpness of the scores.
+            sharpness: That of the scores.
             scores: Concept scores (images, concepts), an array or tensor.
             rows: Activations (images, neurons) by column.
         """
         for (block, new), total in zip(self._wanted, self._sums, strict=True):
-            if (block.factor, block.subset) != (factor, subset):
+            if (block.sharpness, block.subset) != (sharpness, subset):
                 continue
             assert total is not None
             some = scores if new is None else scores[:, new]
@@ -272,10 +276,10 @@ class StoredMoments:
 
     def __init__(self, run: Run, plan: Plan, explainer: ExplainerPlan) -> None:
         self._folder = run.folder
-        self.factors = read_factors(run, explainer.name)
+        self.sharpness = read_sharpness(run, explainer.name)
         path = run.entry(moments_table(explainer.name)).path
         contents = run.folder.read_arrays(run.parts(moments_table(explainer.name))[0])
-        blocks = blocks_of(plan, shards_of(run, plan), self.factors)
+        blocks = blocks_of(plan, shards_of(run, plan), self.sharpness)
         files = [f"{path}/{file}" for file in contents["files"]]
         self._files = list(zip(blocks, files, strict=True))
         positions = contents["positions"]
@@ -283,12 +287,12 @@ class StoredMoments:
         """Positions in the explainer's list of the concepts of the moments, ascending."""
         self.texts = [explainer.concepts[position] for position in positions]
 
-    def concepts(self, factor: float) -> dict[str, ConceptMoments]:
+    def concepts(self, sharpness: Sharpness) -> dict[str, ConceptMoments]:
         """Moments of the concepts at one sharpness, by subset."""
         return {
             block.subset: self._read(ConceptMoments, file)
             for block, file in self._files
-            if block.column is None and block.factor == factor
+            if block.column is None and block.sharpness == sharpness
         }
 
     def cross(self, column: Column) -> dict[str, CrossMoments]:

@@ -30,6 +30,7 @@ from core.correlation import explanation_correlations
 from core.errors import SourceError
 from core.moment_sums import MomentSum
 from core.moments import ConceptMoments, CrossMoments
+from core.sharpness import Sharpness
 from pipeline.columns import vectors
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, embeddings_table
@@ -274,7 +275,7 @@ def _algebra(settings: FitConfig, folder: Folder) -> dict[str, float]:
     product = _timed(lambda: sums.add(scores, scores)) / (ROWS * WIDTH**2)
     images, texts = rng.standard_normal((256, 256)), rng.standard_normal((WIDTH, 256))
     logit = _timed(lambda: concept_logits(images, texts, 10.0, -0.1)) / (256 * WIDTH)
-    sharpen = _timed(lambda: sharpened(scores, 0.5)) / scores.size
+    sharpen = _timed(lambda: sharpened(scores, Sharpness(0.5))) / scores.size
     half = vectors(np.square(scores[:256]).astype(np.float16))
     written = folder.write_table("scores.parquet", pa.table({"score": half}))
     store = _timed(lambda: folder.write_table("scores.parquet", pa.table({"score": half})))

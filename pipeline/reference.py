@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.concepts_config import Calibration
 from pipeline.config import Config
+from pipeline.fit_config import SharpnessConfig
 from pipeline.images_config import SplitConfig
 from pipeline.target_config import DirectionsConfig
 
@@ -28,6 +29,7 @@ INSIDE: dict[str, tuple[str, type[BaseModel]]] = {
     "images": ("images.split", SplitConfig),
     "target": ("target.directions (a list)", DirectionsConfig),
     "concepts": ("concepts.calibration, simulators.calibration", Calibration),
+    "fit": ("fit.sharpness", SharpnessConfig),
 }
 
 

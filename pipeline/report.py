@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.sharpness import Sharpness
 from pipeline.atlas.build import build_atlas
 from pipeline.atlas.data import AtlasData
 from pipeline.columns import activation_column, matrix
@@ -100,9 +101,9 @@ def _atlas_data(run: Run, plan: Plan, external: Sequence[str]) -> AtlasData:
         count = len(explainers[explainer].concepts)
         return SharedRows(run.folder, shards_of(run, plan), source, sizes, count), own.positions
 
-    def simulated_scores(simulator: str, explainer: str, factor: float) -> ConceptScores:
+    def simulated_scores(simulator: str, explainer: str, sharpness: Sharpness) -> ConceptScores:
         rows, positions = simulated(simulator, explainer)
-        return ConceptScores(rows, factor, positions)
+        return ConceptScores(rows, sharpness, positions)
 
     atlas = plan.config.atlas
     heat_maps = None
@@ -121,7 +122,7 @@ def _atlas_data(run: Run, plan: Plan, external: Sequence[str]) -> AtlasData:
         degenerate=run.read(SYNONYMS),
         images=images,
         activations=activations,
-        concept_scores=lambda explainer, factor: ConceptScores(shared(explainer), factor),
+        concept_scores=lambda explainer, sharpness: ConceptScores(shared(explainer), sharpness),
         simulated_scores=simulated_scores,
         thumbnails=partial(thumbnails, plan, images) if atlas.images else None,
         heat_maps=heat_maps,

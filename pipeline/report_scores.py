@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from core.sharpness import Sharpness
 from pipeline.engine import run_tasks
 from pipeline.scores import ScoreSource, Shards, read_rows
 from pipeline.storage import Folder
@@ -66,7 +67,7 @@ class ConceptScores:
     """Concept scores of an explainer at one sharpness: a matrix of which parts are read."""
 
     rows: SharedRows
-    factor: float
+    sharpness: Sharpness
     positions: np.ndarray | None = None
     """Which of the explainer's concepts the source has texts of, ascending; None for all of them."""
 
@@ -84,7 +85,7 @@ class ConceptScores:
         source = self.rows.source
         # Stored scores come with the concepts picked already.
         picked = None if source.texts is None else concepts
-        return source.scores(source.levels(self.rows.folder, values, picked), self.factor)
+        return source.scores(source.levels(self.rows.folder, values, picked), self.sharpness)
 
 
 def _read_values(

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from core.concept_scores import sharpened
 from core.sanity import NEARLY_ALL, sanity_tests
+from core.sharpness import Sharpness
 from pipeline.engine import run_tasks
 from pipeline.measures import measures_of
 from pipeline.sparse_weights import sparse_weights
@@ -64,7 +65,7 @@ def layer_sanity(
     explanations: pa.Table,
     places: Mapping[str, int],
     activations: np.ndarray,
-    factor: float,
+    sharpness: Sharpness,
     logits: bool,
     levels: np.ndarray,
     metrics: Sequence[str],
@@ -76,7 +77,7 @@ def layer_sanity(
         explanations: Explanations of one concept, of one layer, pooling and explainer.
         places: Column of each concept in `levels`.
         activations: Recorded activations on test images, (images, neurons of the layer).
-        factor: Sharpness: what logits are multiplied by.
+        sharpness: What logits are multiplied by, and what is added.
         logits: Whether levels are logits.
         levels: The explainer's own logits or scores on test images, (images, concepts).
         metrics: Names of measures.
@@ -88,7 +89,7 @@ def layer_sanity(
     best = np.sort(raising[np.argsort(-validation, kind="stable")[:NEURONS]])
     concepts = used[weights[best].indices]
     scores = levels[:, concepts].astype(np.float64)
-    scores = sharpened(scores, factor) if logits else scores
+    scores = sharpened(scores, sharpness) if logits else scores
     actual = activations[:, explanations["neuron"].to_numpy()[best]]
     reports = sanity_tests(measures_of(metrics, top), actual, scores)
     found = {}

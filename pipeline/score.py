@@ -20,6 +20,7 @@ import yaml
 
 from core.correlation import explanation_correlations
 from core.errors import ConfigError
+from core.sharpness import NATIVE, Sharpness
 from pipeline.calibration import calibrated
 from pipeline.compare import comparison_lines, comparison_table
 from pipeline.concepts_config import OWN_SCORE
@@ -38,7 +39,7 @@ from pipeline.scores import (
     ScoreSource,
     explainer_source,
     model_source,
-    read_factors,
+    read_sharpness,
     rows_of_splits,
     shards_of,
 )
@@ -143,8 +144,8 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     scores = run.read(name)
     confidence = plan.config.simulate.confidence
     compared = comparison_table(run.read(SCORES), scores, confidence)
-    factors = [f for e in plan.explainers for f in read_factors(run, e.name).values()]
-    plainly = set(table["sharpness"].to_pylist()) == {1.0} != set(factors)
+    own = {s for e in plan.explainers for s in read_sharpness(run, e.name).values()}
+    plainly = {sharpness for _, sharpness in _kinds(table)} == {NATIVE} != own
     return Scored(run.folder.path(path), scores, compared, without, confidence, plainly)
 
 
@@ -169,7 +170,7 @@ def scored_lines(scored: Scored) -> list[str]:
     if scored.plainly:
         lines.append(
             "These were scored with each model's own calibration; the run's own explanations use the "
-            "sharpness of concept scores chosen for each layer. A column `sharpness` sets it here."
+            "sharpness of concept scores chosen for each layer. Columns `sharpness` and `shift` set it here."
         )
     if scored.without:
         lines.append(f"{scored.without:,} rows of the file have no concept and were left out.")
@@ -209,8 +210,8 @@ def score_explanations(
     Args:
         run: With recordings.
         plan: Its plan.
-        explanations: `layer, pooling, neuron, method, concepts, weights`, and `sharpness`: the factor
-            on the logits of concept scores that weights are for.
+        explanations: `layer, pooling, neuron, method, concepts, weights`, and `sharpness` and `shift`:
+            the factor on the logits of concept scores that weights are for, and what is added.
         judges: Who scores.
 
     Returns:
@@ -266,12 +267,18 @@ def _known(table: pa.Table, places: Mapping[str, int]) -> pa.Array:
 
 def _blocks(table: pa.Table) -> list[pa.Table]:
     """Explanations of one method and sharpness, a task's worth at a time."""
-    kinds = table.select(["method", "sharpness"]).to_pylist()
+    kinds = _kinds(table)
     blocks = []
-    for kind in {(k["method"], k["sharpness"]): k for k in kinds}.values():
+    for kind in dict.fromkeys(kinds):
         mine = table.filter(pa.array([other == kind for other in kinds], pa.bool_()))
         blocks += [mine.slice(n, BLOCK).combine_chunks() for n in range(0, mine.num_rows, BLOCK)]
     return blocks
+
+
+def _kinds(table: pa.Table) -> list[tuple[str, Sharpness]]:
+    """Method and sharpness of each explanation."""
+    columns = (table[name].to_pylist() for name in ("method", "sharpness", "shift"))
+    return [(method, Sharpness(*sharp)) for method, *sharp in zip(*columns, strict=True)]
 
 
 def score_block(
@@ -294,7 +301,7 @@ def score_block(
     """
     weights, used = sparse_weights(explanations, judge.places)
     levels = judge.source.levels(folder, values, used)
-    scores = judge.source.scores(levels, explanations["sharpness"][0].as_py())
+    scores = judge.source.scores(levels, _kinds(explanations.slice(0, 1))[0][1])
     neurons = explanations["neuron"].to_numpy()
     terms = np.ascontiguousarray(scores.T, dtype=np.float64)
     found = explanation_correlations(activations, weights, terms, neurons, confidence)

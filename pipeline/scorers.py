@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from core.concept_scores import concept_logits, sharpened
+from core.sharpness import Sharpness
 
 
 class Scorer:
@@ -21,9 +22,9 @@ class Scorer:
         """Logits of image embeddings (images, d), (images, concepts) float32."""
         return concept_logits(values, self.texts, self.slope, self.shift)
 
-    def scores(self, levels: Any, factor: float) -> Any:
+    def scores(self, levels: Any, sharpness: Sharpness) -> Any:
         """Scores at a sharpness, float32."""
-        return sharpened(levels, factor)
+        return sharpened(levels, sharpness)
 
 
 class GpuScorer(Scorer):
@@ -47,8 +48,8 @@ class GpuScorer(Scorer):
         cosine = self._normalised(values) @ self._texts
         return ((cosine + self.shift) * self.slope).float()
 
-    def scores(self, levels: Any, factor: float) -> torch.Tensor:
+    def scores(self, levels: Any, sharpness: Sharpness) -> torch.Tensor:
         """Scores at a sharpness, float32, on the device."""
         # exp in float64, rounded, is what a C library's expf gives but for rare last bits.
-        e: torch.Tensor = (levels * factor).neg().double().exp().float()
+        e: torch.Tensor = (levels * sharpness.factor + sharpness.shift).neg().double().exp().float()
         return 1.0 / (1.0 + e)

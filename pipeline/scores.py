@@ -16,6 +16,7 @@ import ray
 
 from core.concept_scores import concept_logits, sharpened
 from core.errors import RecordingError
+from core.sharpness import Sharpness
 from core.splits import fold_of, in_sample
 from pipeline.columns import matrix
 from pipeline.concepts import embed_texts, kept_rows
@@ -107,9 +108,9 @@ class ScoreSource:
         texts = texts if positions is None else texts[positions]
         return concept_logits(values, texts, self.slope, self.shift)
 
-    def scores(self, levels: np.ndarray, factor: float) -> np.ndarray:
+    def scores(self, levels: np.ndarray, sharpness: Sharpness) -> np.ndarray:
         """Concept scores at a sharpness; stored scores have one alone."""
-        return levels if self.texts is None else sharpened(levels, factor)
+        return levels if self.texts is None else sharpened(levels, sharpness)
 
 
 def explainer_source(run: Run, plan: Plan, explainer: ExplainerPlan) -> ScoreSource:
@@ -173,11 +174,12 @@ def active_positions(run: Run, explainer: str) -> np.ndarray:
     return positions
 
 
-def read_factors(run: Run, explainer: str) -> dict[tuple[str, str], float]:
+def read_sharpness(run: Run, explainer: str) -> dict[tuple[str, str], Sharpness]:
     """The sharpness of an explainer's concept scores for each layer and pooling."""
+    # Tables that older versions made have no shift.
     rows = run.read(SHARPNESS).to_pylist()
     return {
-        (row["layer"], row["pooling"]): row["factor"]
+        (row["layer"], row["pooling"]): Sharpness(row["factor"], row.get("shift", 0.0))
         for row in rows
         if row["explainer"] == explainer and row["chosen"]
     }

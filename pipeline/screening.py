@@ -10,6 +10,7 @@ import numpy as np
 from core.moment_sums import MomentSum
 from core.moments import CrossMoments, merged
 from core.screening import nearest_concepts
+from core.sharpness import NATIVE
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS
 from pipeline.explainers import ExplainerPlan
@@ -99,7 +100,7 @@ def _sum_chunk(
         inside = shards.rows(folder, number, "train", share)
         values = read_rows(folder, shards, number, source.parts[number], [source.column])
         scores = source.levels(folder, values[source.column][inside], positions)
-        scores = source.scores(scores, 1.0)
+        scores = source.scores(scores, NATIVE)
         read = read_rows(folder, shards, number, parts[number], [c.name for c in columns])
         for total, column in zip(sums, columns, strict=True):
             total.add(scores, read[column.name][inside])

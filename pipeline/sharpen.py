@@ -1,7 +1,8 @@
 """The sharpen stage: how sharp a model's concept scores should be for each layer, by validation images.
 
-Every factor on the logits is tried on a sample: explanations are fitted on its training images and
-scored on its validation images, by the explainer alone. No test image and no simulator is looked at.
+Factors on the logits, and shifts beside them, are tried on a sample: explanations are fitted on its
+training images and scored on its validation images, by the explainer alone. No test image and no
+simulator is looked at.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from core.concept_scores import sharpened
 from core.forward import forward_paths
 from core.lengths import path_correlations
 from core.moments import ConceptMoments, CrossMoments
-from core.sharpness import FACTORS, choose_factor
+from core.sharpness import GRID, NATIVE, Sharpness, choose_sharpness
 from pipeline.concepts import made_while_recording
 from pipeline.engine import run_tasks
 from pipeline.expected import ACTIVATIONS, SHARPNESS, Expected
 from pipeline.explainers import ExplainerPlan
+from pipeline.fit_config import FitConfig
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
@@ -50,6 +52,7 @@ SHARPNESS_SCHEMA = pa.schema(
         ("layer", pa.string()),
         ("pooling", pa.string()),
         ("factor", pa.float64()),
+        ("shift", pa.float64()),
         ("val_correlation", pa.float64()),
         ("neurons", pa.int32()),
         ("chosen", pa.bool_()),
@@ -66,27 +69,40 @@ def sharpen(run: Run, plan: Plan, expected: Expected) -> None:
         if plan.config.recordings.keep == "test":
             raise made_while_recording(SHARPNESS)
         run.withdraw(SHARPNESS)
-        setting = plan.config.fit.resolved.sharpness
+        given = _given(plan.config.fit.resolved)
         rows: list[dict[str, Any]] = []
         for explainer in plan.explainers:
-            if explainer.kind == "open_clip" and setting == "auto":
+            sharpness = given if explainer.kind == "open_clip" else NATIVE
+            if sharpness is None:
                 rows += _tried(run, plan, explainer)
             else:
-                fixed = isinstance(setting, float) and explainer.kind == "open_clip"
-                factor = float(setting) if fixed else 1.0
-                rows += [_row(explainer, c, factor) for c in columns_of(plan)]
+                rows += [_row(explainer, c, sharpness) for c in columns_of(plan)]
         table = pa.Table.from_pylist(rows, schema=SHARPNESS_SCHEMA)
         size = run.write(SHARPNESS, "sharpness.parquet", table, made)
         facts |= {"rows": table.num_rows, "bytes": size}
 
 
-def _row(explainer: ExplainerPlan, column: Column, factor: float, **more: Any) -> dict[str, Any]:
+def _given(settings: FitConfig) -> Sharpness | None:
+    """The sharpness that the configuration sets for a model; None where each layer gets its own."""
+    setting = settings.sharpness
+    if setting == "auto":
+        return None
+    if setting == "native":
+        return NATIVE
+    if isinstance(setting, float):
+        return Sharpness(setting)
+    return Sharpness(setting.factor, setting.shift)
+
+
+def _row(
+    explainer: ExplainerPlan, column: Column, sharpness: Sharpness, **more: Any
+) -> dict[str, Any]:
     about = {"explainer": explainer.name, "layer": column.layer, "pooling": column.pooling}
-    return about | {"factor": factor, "chosen": True} | more
+    return about | sharpness._asdict() | {"chosen": True} | more
 
 
 def _tried(run: Run, plan: Plan, explainer: ExplainerPlan) -> list[dict[str, Any]]:
-    """Rows of one explainer: every factor for every layer, and which one is chosen."""
+    """Rows of one explainer: all that is tried for every layer, and what is chosen."""
     columns = columns_of(plan)
     source = explainer_source(run, plan, explainer)
     active = active_positions(run, explainer.name)
@@ -99,23 +115,23 @@ def _tried(run: Run, plan: Plan, explainer: ExplainerPlan) -> list[dict[str, Any
         ray.put(np.hstack([activations[split][c.name] for c in columns])) for split in SPLITS
     ]
     widths = [min(c.neurons, NEURONS_TRIED) for c in columns]
-    calls = [(factor, widths, *shared) for factor in FACTORS]
-    progress = Progress(f"sharpen {explainer.name}", len(FACTORS), "factors")
-    found = np.full((len(FACTORS), len(columns), 2), np.nan)
-    for place, scored in run_tasks(_try_factor, calls):
+    calls = [(sharpness, widths, *shared) for sharpness in GRID]
+    progress = Progress(f"sharpen {explainer.name}", len(GRID), "settings")
+    found = np.full((len(GRID), len(columns), 2), np.nan)
+    for place, scored in run_tasks(_try, calls):
         found[place] = scored
         progress.advance(1)
     rows = []
     chosen = []
     for c, column in enumerate(columns):
-        best = choose_factor(FACTORS, found[:, c, 0])
+        best = choose_sharpness(GRID, found[:, c, 0])
         chosen.append(best)
-        for f, factor in enumerate(FACTORS):
-            mean, neurons = found[f, c]
+        for sharpness, (mean, neurons) in zip(GRID, found[:, c], strict=True):
             value = float(mean) if np.isfinite(mean) else None
-            more = {"val_correlation": value, "neurons": int(neurons), "chosen": factor == best}
-            rows.append(_row(explainer, column, factor, **more))
-    progress.close(f"factors {', '.join(f'{f:.2g}' for f in sorted(set(chosen)))}")
+            more = {"val_correlation": value, "neurons": int(neurons), "chosen": sharpness == best}
+            rows.append(_row(explainer, column, sharpness, **more))
+    told = [f"{f:.2g}" + (f" {s:+.2g}" if s else "") for f, s in sorted(set(chosen))]
+    progress.close(f"factors {', '.join(told)}")
     return rows
 
 
@@ -175,8 +191,8 @@ def _draw_lane(
     )
 
 
-def _try_factor(
-    factor: float,
+def _try(
+    sharpness: Sharpness,
     widths: Sequence[int],
     train_logits: np.ndarray,
     val_logits: np.ndarray,
@@ -186,14 +202,15 @@ def _try_factor(
     """Mean validation correlation, and the number of neurons that have one, for each column.
 
     Args:
-        factor: What logits are multiplied by.
+        sharpness: What logits are multiplied by, and what is added.
         widths: Neurons of each column.
         train_logits: Logits of training images, (images, concepts).
         val_logits: Logits of validation images.
         train_activations: Neurons of all columns on training images, (images, neurons).
         val_activations: The same on validation images.
     """
-    train_scores, val_scores = sharpened(train_logits, factor), sharpened(val_logits, factor)
+    train_scores = sharpened(train_logits, sharpness)
+    val_scores = sharpened(val_logits, sharpness)
     train, val = ConceptMoments.of(train_scores), ConceptMoments.of(val_scores)
     paths = forward_paths(train, CrossMoments.of(train_scores, train_activations), LENGTH_TRIED)
     correlation = path_correlations(paths, val, CrossMoments.of(val_scores, val_activations))

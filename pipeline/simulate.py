@@ -19,6 +19,7 @@ import ray
 from core.concept_scores import sharpened
 from core.correlation import explanation_correlations
 from core.errors import ConceptError
+from core.sharpness import Sharpness
 from pipeline.baselines import compare_with_baselines
 from pipeline.chance import layer_p_values, with_p_values
 from pipeline.concepts_config import OWN_SCORE
@@ -117,11 +118,13 @@ def _score_blocks(
             layer = mine.filter(here)
             marked = pc.and_(layer["chosen"], pc.greater(layer["length"], 0))
             about = (recorded, list(zip(sources, softened, strict=True)))
-            factor = stored.factors[column.layer, column.pooling]
-            layers.append((layer.filter(marked).combine_chunks(), places, *about, factor, *levels))
+            sharpness = stored.sharpness[column.layer, column.pooling]
+            layers.append(
+                (layer.filter(marked).combine_chunks(), places, *about, sharpness, *levels)
+            )
             single = layer.filter(pc.equal(layer["length"], 1)).combine_chunks()
             # The explainer's own scores come first among the simulators.
-            singles.append((single, places, recorded, factor, softened[0], levels[0]))
+            singles.append((single, places, recorded, sharpness, softened[0], levels[0]))
             for start in range(0, column.neurons, BLOCK):
                 block = fingerprint(made[SCORES], explainer.name, column.name, start)
                 name = part_name(WORK, len(names), block)
@@ -139,7 +142,7 @@ def _score_blocks(
                         rows,
                         places,
                         *about,
-                        factor,
+                        sharpness,
                         settings,
                         *levels,
                     )
@@ -184,7 +187,7 @@ def score_block(
     places: Mapping[str, int],
     activations: np.ndarray,
     simulators: Sequence[tuple[str, bool]],
-    factor: float,
+    sharpness: Sharpness,
     settings: SimulateConfig,
     *levels: np.ndarray,
 ) -> None:
@@ -197,7 +200,7 @@ def score_block(
         places: Column of each concept in `levels`.
         activations: Recorded activations on test images, (images, neurons).
         simulators: Names, and whether their levels are logits, in the order of `levels`.
-        factor: Sharpness: what logits are multiplied by.
+        sharpness: What logits are multiplied by, and what is added.
         settings: Metrics, and the coverage of the intervals.
         levels: For each simulator, logits or scores on test images, (images, concepts).
     """
@@ -215,7 +218,7 @@ def score_block(
                 f"{len(activations)}; run 'neuroscribe run' again to record what is missing"
             )
         known = scores[:, used]
-        known = sharpened(known, factor) if logits else known
+        known = sharpened(known, sharpness) if logits else known
         terms = np.ascontiguousarray(known.T, dtype=np.float64)
         # The bias shifts every prediction alike and leaves the correlation as it is.
         correlation = explanation_correlations(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.heat_maps import has_map
-from core.sharpness import FACTORS
+from core.sharpness import GRID
 from pipeline.expected import (
     ACTIVATIONS,
     COMPARISON,
@@ -96,7 +96,9 @@ class Work:
             "ablate": self._ablate,
             "report": self._report,
         }
-        return [steps[stage]() for stage in STAGES]
+        # Only a run that asks for ablation has that stage at all.
+        wanted = [s for s in STAGES if s != "ablate" or self.plan.config.ablation is not None]
+        return [steps[stage]() for stage in wanted]
 
     # What there is to do ----------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class Work:
             )
         return min(active, most)
 
-    def _factors(self, explainer: ExplainerPlan) -> int:
+    def _levels(self, explainer: ExplainerPlan) -> int:
         """How many different sharpnesses the layers are likely to be given."""
         several = explainer.kind == "open_clip" and self.fit.sharpness == "auto"
         return min(2, len(self.columns)) if several else 1
@@ -206,7 +208,7 @@ class Work:
     def _sharpen(self) -> StageEstimate:
         models = [e for e in self.plan.explainers if e.kind == "open_clip"]
         if self.fit.sharpness != "auto" or not models or not self._stale("sharpness"):
-            return self._nothing("sharpen", "factors")
+            return self._nothing("sharpen", "settings")
         used = self.counts["train"] + self.counts["val"]
         images = min(IMAGES_TRIED, used)
         neurons = sum(min(c.neurons, NEURONS_TRIED) for c in self.columns)
@@ -218,13 +220,13 @@ class Work:
             search = neurons * concepts * self.pace.search / (1 + self.fit.folds)
             search *= LENGTH_TRIED / self.fit.max_length
             each = products * self.pace.product + images * concepts * self.pace.sharpen + search
-            seconds += len(FACTORS) * each + images * concepts * self.pace.logit
+            seconds += len(GRID) * each + images * concepts * self.pace.logit
             memory = max(memory, self.pace.cores * (PROCESS + 24 * images * concepts))
         return self._spread(
             "sharpen",
             seconds,
-            rows=len(FACTORS) * len(models),
-            unit="factors",
+            rows=len(GRID) * len(models),
+            unit="settings",
             written=10_000,
             memory=memory,
         )
@@ -238,15 +240,15 @@ class Work:
         for explainer in self.plan.explainers:
             if not self._stale(moments_table(explainer.name)):
                 continue
-            active, factors = self.active[explainer.name], self._factors(explainer)
+            active, levels = self.active[explainer.name], self._levels(explainer)
             todo += rows
-            seconds += rows * active * (factors * active / 2 + self.neurons) * pace.product
+            seconds += rows * active * (levels * active / 2 + self.neurons) * pace.product
             # Every task reads the parts of its lane, and computes the scores of its subset.
-            reads = factors * 2
+            reads = levels * 2
             seconds += reads * subsets * self.images * pace.read
             if explainer.kind == "open_clip":
                 seconds += reads * rows * active * (pace.logit + pace.sharpen)
-            size = 8 * subsets * active * (factors * active + self.neurons)
+            size = 8 * subsets * active * (levels * active + self.neurons)
             written += 2 * size
             tasks = max(4, pace.cores)
             held = tasks * (PROCESS // 2 + lane_memory(self.plan, active))
@@ -277,7 +279,7 @@ class Work:
             blocks = 3 + 2 * self.fit.folds
             widest = max(column.neurons for column in self.columns)
             seconds += blocks * active * (active + self.neurons) * 4e-9
-            size = 8 * blocks * active * (self._factors(explainer) * active + widest)
+            size = 8 * blocks * active * (self._levels(explainer) * active + widest)
             memory = max(memory, size + self.pace.cores * PROCESS // 2)
         return self._spread(
             "fit",
@@ -323,8 +325,7 @@ class Work:
         )
 
     def _ablate(self) -> StageEstimate:
-        settings = self.plan.config.ablation
-        if settings is None or not self._stale(LOGITS, "ablations"):
+        if not self._stale(LOGITS, "ablations"):
             return self._nothing("ablate", "passes")
         passes = self.counts["val"] + self.counts["test"]
         seconds = passes * self.pace.models[ACTIVATIONS]

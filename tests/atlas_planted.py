@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from actors.heat_maps import Maps
+from core.sharpness import NATIVE, Sharpness
 from pipeline.atlas.data import AtlasData, Pairs
 
 HOSTILE = (
@@ -82,34 +83,42 @@ def planted(
         "clip": rng.normal(-1.5, 1.5, (images, concepts)).astype(np.float32),
     }
 
-    def concept_scores(explainer: str, factor: float) -> np.ndarray:
+    def concept_scores(explainer: str, sharpness: Sharpness) -> np.ndarray:
         if explainer == "attributes":
-            assert factor == 1.0
+            assert sharpness == (1.0, 0.0)
             return scores[explainer]
-        return (1 / (1 + np.exp(-factor * scores[explainer]))).astype(np.float32)
+        factor, shift = sharpness
+        return (1 / (1 + np.exp(-factor * scores[explainer] - shift))).astype(np.float32)
 
-    factors = [0.5, 1.0, 2.0]
+    tried = [
+        Sharpness(0.5, 1.0),
+        Sharpness(1.0),
+        Sharpness(2.0),
+        Sharpness(0.5),
+        Sharpness(2.0, 1.0),
+    ]
     sharpness = []
     for number, layer in enumerate(layers):
         about = {"layer": layer.name, "pooling": layer.pooling}
-        sharpness.append(about | {"explainer": "attributes", "factor": 1.0, "chosen": True})
-        for place, factor in enumerate(factors):
-            own = {"explainer": "clip", "factor": factor, "chosen": place == number % 3}
+        known = NATIVE._asdict() | {"explainer": "attributes", "chosen": True}
+        sharpness.append(about | known)
+        for place, one in enumerate(tried):
+            own = one._asdict() | {"explainer": "clip", "chosen": place == number % 3}
             worth = 0.4 + 0.05 * number - 0.03 * abs(place - number % 3)
             sharpness.append(about | own | {"val_correlation": worth, "neurons": layer.neurons})
 
-    def simulated_scores(simulator: str, explainer: str, factor: float) -> np.ndarray:
+    def simulated_scores(simulator: str, explainer: str, sharpness: Sharpness) -> np.ndarray:
         assert simulator != "explainer"
         noise = np.random.default_rng(seed + 7).normal(0, 0.05, (images, concepts))
-        return (0.3 * concept_scores(explainer, factor) + noise + 0.1).astype(np.float32)
+        return (0.3 * concept_scores(explainer, sharpness) + noise + 0.1).astype(np.float32)
 
     explained: dict[str, list[object]] = {name: [] for name in EXPLANATION_TYPES}
     scored: dict[str, list[object]] = {name: [] for name in SCORE_TYPES}
     activations = {}
     for number, layer in enumerate(layers):
         made_of = {
-            "attributes": concept_scores("attributes", 1.0),
-            "clip": concept_scores("clip", factors[number % 3]),
+            "attributes": concept_scores("attributes", NATIVE),
+            "clip": concept_scores("clip", tried[number % 3]),
         }
         q = np.zeros((images, layer.neurons))
         for neuron in range(layer.neurons):
@@ -398,6 +407,7 @@ SHARPNESS_TYPES = {
     "layer": pa.string(),
     "pooling": pa.string(),
     "factor": pa.float64(),
+    "shift": pa.float64(),
     "val_correlation": pa.float64(),
     "neurons": pa.int32(),
     "chosen": pa.bool_(),

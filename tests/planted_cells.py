@@ -87,7 +87,7 @@ def _made(folder: Path) -> None:
         },
         "simulators": [{"name": "other", "model": f"local-dir:{MODELS / 'simulator'}"}],
         "atlas": {"images": False},
-        "fit": {"folds": 2, "max_length": 3, "sharpness": 0.5},
+        "fit": {"folds": 2, "max_length": 3, "sharpness": {"factor": 0.5, "shift": 1.0}},
     }
     clip = {
         "name": "clip",

@@ -24,19 +24,25 @@ def test_the_sharpness_of_every_layer_and_what_was_tried_read_back(
     for explainer in overview["explainers"]:
         told = explainer["sharpness"]
         rows = {
-            (row["layer"], row["pooling"], row["factor"]): row
+            (row["layer"], row["pooling"], row["factor"], row["shift"]): row
             for row in data.sharpness.to_pylist()
             if row["explainer"] == explainer["name"]
         }
         for group, level in zip(groups, told["levels"], strict=True):
-            assert rows[(*group, told["factors"][level])]["chosen"]
+            assert rows[(*group, told["factors"][level], told["shifts"][level])]["chosen"]
         if explainer["name"] == "attributes":
             assert (told["tried"], told["curves"]) == ([], [])
             continue
         assert told["tried"] == [2.0, 1.0, 0.5]
-        for group, curve in zip(groups, told["curves"], strict=True):
-            expected = [rows[(*group, factor)]["val_correlation"] for factor in told["tried"]]
-            assert curve == pytest.approx(expected, abs=0.51e-4)
+        assert told["shifts"] == [0.0, 0.0, 1.0]
+        for group, level, curve in zip(groups, told["levels"], told["curves"], strict=True):
+            # With the shift of the layer not every factor was tried.
+            keys = [(*group, factor, told["shifts"][level]) for factor in told["tried"]]
+            expected = [rows[key]["val_correlation"] if key in rows else None for key in keys]
+            assert [value is None for value in curve] == [value is None for value in expected]
+            known = [value for value in expected if value is not None]
+            assert [v for v in curve if v is not None] == pytest.approx(known, abs=0.51e-4)
+        assert told["curves"][0][1] is None
 
 
 def test_degenerate_concepts_are_counted_and_named(data: AtlasData, overview: Any) -> None:

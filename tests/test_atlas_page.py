@@ -270,7 +270,7 @@ def test_the_overview_draws_the_sharpness_of_each_layer_and_names_degenerate_con
     assert "Sharpness of concept scores" in page.everything
     assert page.drawn("path", "sharp-curve") == 2
     assert page.drawn("circle", "sharp-point") == 2
-    assert "early×\u202f0.5late×\u202f1" in page.everything
+    assert "early×\u202f0.5 + 1late×\u202f1" in page.everything
     assert "3 concepts say nothing that others do not say" in page.everything
     assert "Correlation97\u202f%100\u202f%passesCosine40\u202f%100\u202f%fails" in page.everything
     assert "early0.4000.25087.5\u202f%" in page.everything

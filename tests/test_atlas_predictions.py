@@ -10,6 +10,7 @@ import pytest
 from atlas_planted import Layer, planted
 from atlas_reading import Built, built, half, records, value_of
 
+from core.sharpness import Sharpness
 from pipeline.atlas.predictions import BINS, FURTHEST, SMALLEST_BIN
 
 
@@ -17,12 +18,12 @@ def held_out(atlas: Built) -> np.ndarray:
     return np.flatnonzero(np.array(atlas.data.images["split"].to_pylist()) == "test")
 
 
-def explained(atlas: Built) -> Iterator[tuple[Any, Any, Any, float]]:
-    """Row of the explanations, record, explainer's part of it, and factor, of chosen explanations."""
+def explained(atlas: Built) -> Iterator[tuple[Any, Any, Any, Sharpness]]:
+    """Row of the explanations, record, explainer's part of it, and sharpness, of chosen explanations."""
     names = [explainer["name"] for explainer in atlas.overview["explainers"]]
     found = records(atlas.files, atlas.overview)
-    factors = {
-        (row["explainer"], row["layer"], row["pooling"]): row["factor"]
+    sharpness = {
+        (row["explainer"], row["layer"], row["pooling"]): Sharpness(row["factor"], row["shift"])
         for row in atlas.data.sharpness.to_pylist()
         if row["chosen"]
     }
@@ -30,16 +31,16 @@ def explained(atlas: Built) -> Iterator[tuple[Any, Any, Any, float]]:
         if row["chosen"] and row["concepts"]:
             record, _ = found[row["layer"], row["pooling"], row["neuron"]]
             own = record["by"][names.index(row["explainer"])]
-            yield row, record, own, factors[row["explainer"], row["layer"], row["pooling"]]
+            yield row, record, own, sharpness[row["explainer"], row["layer"], row["pooling"]]
 
 
-def scores_of(atlas: Built, row: Any, factor: float, simulator: str) -> np.ndarray:
+def scores_of(atlas: Built, row: Any, sharpness: Sharpness, simulator: str) -> np.ndarray:
     """Concept scores of an explanation's concepts on test images, in the order of its terms."""
     if simulator == "explainer":
-        scores = atlas.data.concept_scores(row["explainer"], factor)
+        scores = atlas.data.concept_scores(row["explainer"], sharpness)
     else:
         assert atlas.data.simulated_scores is not None
-        scores = atlas.data.simulated_scores(simulator, row["explainer"], factor)
+        scores = atlas.data.simulated_scores(simulator, row["explainer"], sharpness)
     positions = {
         one["concept"]: one["position"]
         for one in atlas.data.concepts.to_pylist()
@@ -51,7 +52,7 @@ def scores_of(atlas: Built, row: Any, factor: float, simulator: str) -> np.ndarr
 
 def test_contributions_along_the_range_sum_to_the_mean_prediction_of_each_bin(atlas: Built) -> None:
     seen = 0
-    for row, record, own, factor in explained(atlas):
+    for row, record, own, sharpness in explained(atlas):
         actual = atlas.data.activations(row["layer"], row["pooling"])[:, row["neuron"]]
         actual = actual[held_out(atlas)].astype(np.float64)
         means, counts = record["values"]["bins"]
@@ -65,7 +66,7 @@ def test_contributions_along_the_range_sum_to_the_mean_prediction_of_each_bin(at
         assert len(profile) == len(own["concepts"])
         (entry,) = [one for one in own["path"] if one[0] == row["length"]]
         told = entry[1] + np.array(entry[5]) @ profile[entry[4]]
-        predicted = scores_of(atlas, row, factor, "explainer") @ row["weights"] + row["bias"]
+        predicted = scores_of(atlas, row, sharpness, "explainer") @ row["weights"] + row["bias"]
         expected = [b.mean() for b in np.split(predicted[order], cuts)]
         assert told == pytest.approx(expected, abs=2e-3 * np.abs(row["weights"]).sum())
         seen += 1
@@ -75,14 +76,14 @@ def test_contributions_along_the_range_sum_to_the_mean_prediction_of_each_bin(at
 def test_the_worst_failures_are_those_of_an_independent_sort(atlas: Built) -> None:
     kinds = set()
     rows = held_out(atlas)
-    for row, _, own, factor in explained(atlas):
+    for row, _, own, sharpness in explained(atlas):
         actual = atlas.data.activations(row["layer"], row["pooling"])[:, row["neuron"]]
         actual = actual[rows].astype(np.float64)
         for simulator, sides in zip(atlas.overview["simulators"], own["worst"], strict=True):
             if row["explainer"] == "attributes" and simulator != "explainer":
                 assert sides is None  # no score by this simulator, so no prediction either
                 continue
-            predicted = scores_of(atlas, row, factor, simulator) @ row["weights"] + row["bias"]
+            predicted = scores_of(atlas, row, sharpness, simulator) @ row["weights"] + row["bias"]
             if simulator != "explainer":
                 predicted = actual.mean() + actual.std() * (
                     (predicted - predicted.mean()) / predicted.std()

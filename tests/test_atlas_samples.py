@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from atlas_reading import Files, half, records, value_of
 
+from core.sharpness import NATIVE, Sharpness
 from pipeline.atlas.catalogue import catalogue_of
 from pipeline.atlas.data import AtlasData
 from pipeline.atlas.samples import concept_shards, sample_rows, spread_rows
@@ -31,12 +32,12 @@ def test_concept_scores_and_spreads_are_those_at_each_sharpness(
         texts = value_of(files, f"index/{number}")["concepts"]
         positions = positions_of(data, explainer["name"])
         assert len(texts) == explainer["used"]
-        for level, factor in enumerate(explainer["sharpness"]["factors"]):
+        told = explainer["sharpness"]
+        pairs = zip(told["factors"], told["shifts"], strict=True)
+        for level, sharpness in enumerate(Sharpness(*pair) for pair in pairs):
             groups = [
                 (group["layer"], group["pooling"])
-                for group, own in zip(
-                    overview["groups"], explainer["sharpness"]["levels"], strict=True
-                )
+                for group, own in zip(overview["groups"], told["levels"], strict=True)
                 if own == level
             ]
             used = {
@@ -46,7 +47,7 @@ def test_concept_scores_and_spreads_are_those_at_each_sharpness(
                 and (row["layer"], row["pooling"]) in groups
                 for text in row["concepts"]
             }
-            recorded = np.asarray(data.concept_scores(explainer["name"], factor))
+            recorded = np.asarray(data.concept_scores(explainer["name"], sharpness))
             written = set()
             for shard in range(-(-len(texts) // size)):
                 value = value_of(files, f"concepts/{number}/{level}/{shard}")
@@ -61,8 +62,13 @@ def test_concept_scores_and_spreads_are_those_at_each_sharpness(
                     std = column[train].astype(np.float64).std()
                     assert spread == pytest.approx(std, rel=1e-4)
             assert written == used
-            seen.append((explainer["name"], factor))
-    assert seen == [("attributes", 1.0), ("clip", 2.0), ("clip", 1.0), ("clip", 0.5)]
+            seen.append((explainer["name"], *sharpness))
+    assert seen == [
+        ("attributes", 1.0, 0.0),
+        ("clip", 2.0, 0.0),
+        ("clip", 1.0, 0.0),
+        ("clip", 0.5, 1.0),
+    ]
 
 
 def test_what_a_page_predicts_equals_weights_times_scores_at_the_sharpness_of_the_layer(
@@ -71,8 +77,8 @@ def test_what_a_page_predicts_equals_weights_times_scores_at_the_sharpness_of_th
     found = records(files, overview)
     names = [explainer["name"] for explainer in overview["explainers"]]
     groups = [(group["layer"], group["pooling"]) for group in overview["groups"]]
-    factors = {
-        (row["explainer"], row["layer"], row["pooling"]): row["factor"]
+    chosen = {
+        (row["explainer"], row["layer"], row["pooling"]): (row["factor"], row["shift"])
         for row in data.sharpness.to_pylist()
         if row["chosen"]
     }
@@ -92,16 +98,18 @@ def test_what_a_page_predicts_equals_weights_times_scores_at_the_sharpness_of_th
             concept = own["concepts"][term]
             shard = value_of(files, f"concepts/{number}/{level}/{concept // size}")
             predicted += weight * half(shard["scores"][shard["concepts"].index(concept)])
-        # From the run: the model's logits times the layer's factor, through a sigmoid.
-        factor = factors[row["explainer"], row["layer"], row["pooling"]]
-        scores = data.concept_scores(row["explainer"], 1.0)[overview["sample"]].astype(np.float64)
+        # From the run: the model's logits times the layer's factor and shifted, through a sigmoid.
+        factor, shift = chosen[row["explainer"], row["layer"], row["pooling"]]
+        scores = data.concept_scores(row["explainer"], NATIVE)[overview["sample"]].astype(
+            np.float64
+        )
         if factor != 1.0:
-            scores = 1 / (1 + np.exp(-factor * np.log(scores / (1 - scores))))
+            scores = 1 / (1 + np.exp(-factor * np.log(scores / (1 - scores)) - shift))
             softened += 1
         places = [positions_of(data, row["explainer"])[text] for text in row["concepts"]]
         expected = scores[:, places] @ np.array(row["weights"]) + row["bias"]
         assert predicted == pytest.approx(expected, abs=0.004 * np.abs(row["weights"]).sum())
-        worse = data.concept_scores(row["explainer"], 1.0)[overview["sample"]][:, places]
+        worse = data.concept_scores(row["explainer"], NATIVE)[overview["sample"]][:, places]
         if factor != 1.0:
             away = worse @ np.array(row["weights"]) + row["bias"] - expected
             assert np.abs(away).max() > 0.004 * np.abs(row["weights"]).sum()
@@ -112,7 +120,7 @@ def test_concept_shards_do_not_depend_on_the_blocks_they_are_read_by(data: Atlas
     split = np.array(data.images["split"].to_pylist())
     sample, training = sample_rows(split), spread_rows(split)
     explainer = catalogue_of(data).explainers[1]
-    scores = data.concept_scores(explainer.name, explainer.factors[2])
+    scores = data.concept_scores(explainer.name, explainer.sharpness[2])
     used = len(explainer.used_at(2))
     whole, parts = (
         list(concept_shards(explainer, 2, scores, training, sample, len(split), block_bytes))

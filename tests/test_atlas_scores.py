@@ -10,6 +10,7 @@ import pytest
 from scipy.special import expit
 
 from core.errors import RecordingError
+from core.sharpness import NATIVE, Sharpness
 from pipeline import report_scores
 from pipeline.columns import vectors
 from pipeline.report_scores import ConceptScores, SharedRows
@@ -66,16 +67,16 @@ def test_scores_of_a_model_are_made_from_embeddings_at_each_sharpness(
     texts = folder.read_arrays("texts.npz")["embedding"].astype(np.float64)
     lengths = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(texts, axis=1)
     logits = SLOPE * (images @ texts.T / lengths + SHIFT)
-    for factor in (1.0, 0.5, 2.0):
-        scores = ConceptScores(rows, factor)
+    for factor, shift in ((1.0, 0.0), (0.5, 0.0), (2.0, 0.0), (0.5, 1.5)):
+        scores = ConceptScores(rows, Sharpness(factor, shift))
         assert scores.shape == (sum(SIZES), CONCEPTS)
-        expected = expit(factor * logits)[np.ix_(ROWS, PICKED)]
+        expected = expit(factor * logits + shift)[np.ix_(ROWS, PICKED)]
         assert scores[np.ix_(ROWS, PICKED)] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_stored_scores_are_read_as_they_are(folder: Folder) -> None:
-    scores = ConceptScores(shared(folder, None), 1.0)
+    scores = ConceptScores(shared(folder, None), NATIVE)
     expected = matrix_of(folder, "scores", "score")[np.ix_(ROWS, PICKED)]
     assert np.array_equal(scores[np.ix_(ROWS, PICKED)], expected)
 
@@ -85,4 +86,4 @@ def test_a_part_that_holds_other_images_is_refused(folder: Folder) -> None:
     other = folder.read_table("scores-2")
     folder.write_table("scores-2", other.take(pa.array(range(len(other) - 1, -1, -1))))
     with pytest.raises(RecordingError, match="other images"):
-        ConceptScores(shared(folder, None), 1.0)[np.ix_(ROWS, PICKED)]
+        ConceptScores(shared(folder, None), NATIVE)[np.ix_(ROWS, PICKED)]

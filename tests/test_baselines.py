@@ -105,9 +105,12 @@ def test_baselines_are_scored_at_the_sharpness_of_the_layers_own_explanations(
     run: Run, made: pa.Table
 ) -> None:
     chosen = run.read("sharpness").filter(pc.field("chosen")).to_pylist()
-    factors = {row["explainer"]: row["factor"] for row in chosen}
-    for explainer, factor in factors.items():
-        assert set(of(made, explainer=explainer)["sharpness"].to_pylist()) == {factor}
+    own = {row["explainer"]: (row["factor"], row["shift"]) for row in chosen}
+    assert own == {"cells": (1.0, 0.0), "clip": (0.5, 1.0)}
+    for explainer, (factor, shift) in own.items():
+        mine = of(made, explainer=explainer)
+        assert set(mine["sharpness"].to_pylist()) == {factor}
+        assert set(mine["shift"].to_pylist()) == {shift}
 
 
 def test_own_scores_of_a_baseline_are_correlations_on_test_images(

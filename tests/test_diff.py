@@ -17,6 +17,7 @@ from scipy import stats
 from scipy.special import expit
 
 from core.errors import ConfigError
+from core.sharpness import NATIVE, Sharpness
 from pipeline.cli import main
 from pipeline.columns import vectors
 from pipeline.diff import CHANGES, Diff, diff_lines, diff_runs, similarity
@@ -24,7 +25,7 @@ from pipeline.rundir import Run, part_name
 
 TEXTS = ["dog", "cat", "grass", "canine", "sky", "unseen"]
 NEURONS, IMAGES = 8, 300
-FACTORS = {"a": 0.5, "b": 2.0}
+SHARPNESS = {"a": Sharpness(0.5), "b": Sharpness(2.0, 1.0)}
 SETTINGS: dict[str, Any] = {
     "images": {"path": "there", "split": {"seed": 0}},
     "target": {"model": "timm:net", "layers": ["fc"]},
@@ -56,7 +57,7 @@ def logits() -> np.ndarray:
 def made(
     folder: Path,
     rows: list[Row],
-    factor: float = 1.0,
+    sharpness: Sharpness = NATIVE,
     change: Callable[[Any], Any] = lambda data: data,
     scores: list[Row] | None = None,
     keep: str = "all",
@@ -75,7 +76,8 @@ def made(
     table = pa.table({name: pa.array(v, types.get(name)) for name, v in content.items()})
     run.write("explanations", "explanations.parquet", table, "made")
     about = {"explainer": "clip", "layer": "fc", "pooling": "avg", "val_correlation": None}
-    tried = [about | {"factor": f, "chosen": f == factor} for f in (factor, 7.0)]
+    both = (sharpness, Sharpness(7.0, -1.0))
+    tried = [about | one._asdict() | {"chosen": one == sharpness} for one in both]
     run.write("sharpness", "sharpness.parquet", pa.Table.from_pylist(tried), "made")
     known = TEXTS[:5]
     listed = {"explainer": ["clip"] * 5, "position": range(5), "concept": known}
@@ -126,8 +128,8 @@ AFTER = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     folder = tmp_path_factory.mktemp("diff")
     return (
-        made(folder / "a", BEFORE, FACTORS["a"], scores=scored(0)),
-        made(folder / "b", AFTER, FACTORS["b"], lambda d: d | {"fit": {"ridge": 0.1}}, scored(1)),
+        made(folder / "a", BEFORE, SHARPNESS["a"], scores=scored(0)),
+        made(folder / "b", AFTER, SHARPNESS["b"], lambda d: d | {"fit": {"ridge": 0.1}}, scored(1)),
     )
 
 
@@ -214,7 +216,8 @@ def test_agreement_is_the_correlation_of_what_both_predict_of_the_test_images_of
         predicted = []
         for run in "ab":
             used = [TEXTS.index(text) for text in row[f"concepts_{run}"]]
-            predicted.append(expit(FACTORS[run] * levels[:, used]) @ row[f"weights_{run}"])
+            factor, shift = SHARPNESS[run]
+            predicted.append(expit(factor * levels[:, used] + shift) @ row[f"weights_{run}"])
         # Scores are stored in half precision, hence the tolerance.
         assert row["agreement"] == pytest.approx(np.corrcoef(*predicted)[0, 1], abs=2e-4)
     turned = found.table["agreement"][1].as_py()
@@ -224,7 +227,7 @@ def test_agreement_is_the_correlation_of_what_both_predict_of_the_test_images_of
 def test_agreement_is_the_same_where_b_kept_test_images_alone(
     tmp_path: Path, runs: tuple[Run, Run], found: Diff
 ) -> None:
-    other = made(tmp_path, AFTER, FACTORS["b"], keep="test")
+    other = made(tmp_path, AFTER, SHARPNESS["b"], keep="test")
     again = diff_runs(runs[0], other).table
     assert again["agreement"].to_pylist() == found.table["agreement"].to_pylist()
 
@@ -243,7 +246,7 @@ def test_predictions_of_explainers_that_differ_are_not_compared(
     def changed(data: Any) -> Any:
         return data | {"concepts": [data["concepts"][0] | change]}
 
-    diff = diff_runs(runs[0], made(tmp_path, AFTER, FACTORS["b"], changed))
+    diff = diff_runs(runs[0], made(tmp_path, AFTER, SHARPNESS["b"], changed))
     assert diff.unread == {"clip": why}
     assert diff.table["agreement"].null_count == NEURONS
     assert diff.table["change"].to_pylist().count("reworded") == 0

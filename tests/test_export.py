@@ -98,12 +98,13 @@ def test_there_is_a_file_for_every_layer_pooling_and_explainer(run: Run, files: 
 def test_score_reads_back_the_same_concepts_weights_bias_and_sharpness(
     run: Run, files: list[str]
 ) -> None:
-    factors = {
-        (row["explainer"], row["layer"], row["pooling"]): row["factor"]
+    chosen_here = {
+        (row["explainer"], row["layer"], row["pooling"]): (row["factor"], row["shift"])
         for row in run.read(SHARPNESS).to_pylist()
         if row["chosen"]
     }
-    assert len({*factors.values()}) > 1
+    assert len({*chosen_here.values()}) > 1
+    assert any(shift for _, shift in chosen_here.values())
     read = 0
     for path in files:
         table, without = read_explanations(path, columns(run))
@@ -113,7 +114,8 @@ def test_score_reads_back_the_same_concepts_weights_bias_and_sharpness(
         for name in ("layer", "pooling", "neuron", "concepts", "weights", "bias"):
             assert table[name].to_pylist() == [row[name] for row in ok]
         about = (ok[0]["explainer"], ok[0]["layer"], ok[0]["pooling"])
-        assert set(table["sharpness"].to_pylist()) == {factors[about]}
+        told = zip(table["sharpness"].to_pylist(), table["shift"].to_pylist(), strict=True)
+        assert set(told) == {chosen_here[about]}
         read += table.num_rows
     assert read == sum(row["status"] == "ok" for row in chosen(run))
 

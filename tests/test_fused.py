@@ -26,6 +26,7 @@ import pipeline.moment_files
 import pipeline.moments
 import pipeline.sharpen
 from core.errors import ConfigError
+from core.sharpness import Sharpness
 from pipeline import planted as planted_network
 from pipeline.cli import main
 from pipeline.columns import matrix
@@ -41,7 +42,8 @@ from pipeline.scores import explainer_source, read_rows, shards_of
 
 TESTS = Path(__file__).parent
 MODELS = TESTS.parent / "pipeline/demo/models"
-IMAGES, SHARD, LANE, WAVE, FACTORS = 200, 10, 8, 2, (2.0, 1.0)
+IMAGES, SHARD, LANE, WAVE = 200, 10, 8, 2
+GRID = (Sharpness(2.0, 1.0), Sharpness(1.0, 1.0))
 TO_MOMENTS, TO_SCORES = STAGES[: STAGES.index("fit")], STAGES[: STAGES.index("simulate") + 1]
 RESULTS = ("paths", "explanations", "scores", "sharpness", "degenerate_concepts", "quarantine")
 RECORDED = ("activations", "embeddings/clip", "embeddings/clip-b", "concept_scores/cells")
@@ -56,7 +58,7 @@ def short_lanes() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline.moment_files, "LANE", LANE)
     patch.setattr(pipeline.moment_files, "WAVE", WAVE)
-    patch.setattr(pipeline.sharpen, "FACTORS", FACTORS)
+    patch.setattr(pipeline.sharpen, "GRID", GRID)
     yield
     patch.undo()
 
@@ -159,8 +161,11 @@ def all_bytes(run: Run) -> dict[str, bytes]:
 
 def test_explanations_and_moments_are_the_bits_of_the_stored_path(stored: Run, fused: Run) -> None:
     assert_same_bits(fused, stored)
-    factors = stored.read("sharpness").filter(pc.field("chosen"))["factor"].to_pylist()
-    assert any(factor != 1.0 for factor in factors), "the sharpness of no layer was chosen"
+    chosen = stored.read("sharpness").filter(pc.field("chosen"))
+    assert set(chosen["shift"].to_pylist()) == {0.0, 1.0}, (
+        "a model's scores are shifted, and no label"
+    )
+    assert any(f != 1.0 for f in chosen["factor"].to_pylist()), "no layer's sharpness was chosen"
 
 
 def test_only_rows_of_test_images_are_on_disk(stored: Run, fused: Run) -> None:
@@ -231,9 +236,9 @@ def test_scores_made_where_images_are_recorded_differ_in_no_more_than_the_last_b
     images = rng.normal(size=(700, 64)).astype(np.float16)
     texts = rng.normal(size=(150, 64)).astype(np.float32)
     here, there = Scorer(texts, 60.0, -0.1), GpuScorer(texts, 60.0, -0.1, device)
-    for factor in (2.0, 2.0 ** (-5 / 3)):
-        expected = here.scores(here.levels(images), factor)
-        found = there.scores(there.levels(images), factor).cpu().numpy()
+    for sharpness in (Sharpness(2.0), Sharpness(2.0 ** (-5 / 3)), Sharpness(0.3, 1.5)):
+        expected = here.scores(here.levels(images), sharpness)
+        found = there.scores(there.levels(images), sharpness).cpu().numpy()
         assert found.dtype == expected.dtype == np.float32
         np.testing.assert_array_max_ulp(found, expected, maxulp=2)
         assert (found == expected).mean() > 0.98
@@ -305,7 +310,8 @@ def test_a_run_that_is_stopped_and_killed_goes_on_to_the_same_bits(
 
     program = (
         "import sys, pipeline.moment_files as files, pipeline.sharpen as sharpen; "
-        f"files.LANE, files.WAVE, sharpen.FACTORS = {LANE}, {WAVE}, {FACTORS}; "
+        f"files.LANE, files.WAVE = {LANE}, {WAVE}; "
+        f"sharpen.GRID = [sharpen.Sharpness(*pair) for pair in {[tuple(one) for one in GRID]}]; "
         "from pipeline.cli import main; sys.exit(main())"
     )
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ import pytest
 
 import pipeline.moment_files
 from core.moments import ConceptMoments, CrossMoments
+from core.sharpness import NATIVE, Sharpness
 from pipeline import planted as planted_network
 from pipeline.concepts import embed_texts
 from pipeline.config import Config, parse_config
@@ -70,7 +71,7 @@ def activations_of(shard: str) -> np.ndarray:
 
 
 def layout(shards: Sequence[str], concepts: Sequence[str], origin: str = "made") -> Layout:
-    blocks = [Block(1.0, "val", None), Block(1.0, "val", NEURONS)]
+    blocks = [Block(NATIVE, "val", None), Block(NATIVE, "val", NEURONS)]
     made = fingerprint(shards, concepts, origin)[:12]
     return Layout(
         "moments/e",
@@ -102,7 +103,7 @@ def sum_up(run: Run, wanted: Layout, steps: int = 1_000) -> list[tuple[int, int,
                 for number in wanted.lanes[lane]:
                     shard = wanted.shards[number]
                     rows = {NEURONS.name: activations_of(shard)}
-                    sums.add("val", 1.0, scores_of(shard, wanted.concepts), rows)
+                    sums.add("val", NATIVE, scores_of(shard, wanted.concepts), rows)
                 sums.write(run.folder, [name])
                 concepts = len(wanted.concepts) if new is None else len(new)
                 summed.append((lane, wanted.blocks.index(block), concepts))
@@ -358,7 +359,11 @@ def test_new_concepts_are_summed_where_images_are_recorded_as_among_all_others(
     lane = RecordLane(
         run.folder, models.targets, models.clips, workers, "float32", 8, False, shards, [sought]
     )
-    blocks = [Block(1.5, subset, where) for subset in shards.subsets for where in (None, column)]
+    blocks = [
+        Block(Sharpness(1.5, 0.5), subset, where)
+        for subset in shards.subsets
+        for where in (None, column)
+    ]
     new = np.array([0, 2])
     all_of, new_of = ([f"{what}/{n}" for n in range(len(blocks))] for what in ("all", "new"))
     outputs: list[Output] = [(n, block, None) for n, block in zip(all_of, blocks, strict=True)]

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from scipy.special import expit
 from timm.data import create_transform, resolve_model_data_config
 
 from actors.weights import load_weights
@@ -163,7 +164,7 @@ def test_every_table_has_the_columns_of_the_contract(run: Run) -> None:
         "train_correlation val_correlation",
         "scores": "layer pooling neuron explainer length chosen simulator correlation ci_low ci_high "
         "selection_gap",
-        "sharpness": "explainer layer pooling factor val_correlation neurons chosen",
+        "sharpness": "explainer layer pooling factor shift val_correlation neurons chosen",
         "paths": "layer pooling neuron explainer status length concepts weights bias shares stability",
     }
     for table, columns in promised.items():
@@ -199,13 +200,14 @@ def logits(run: Run, shared: Path, table: str, model: str, texts: list[str]) -> 
 
 
 @pytest.fixture(scope="module")
-def factors(run: Run) -> dict[tuple[str, str, str], float]:
+def sharpness(run: Run) -> dict[tuple[str, str, str], tuple[float, float]]:
     rows = [row for row in run.read("sharpness").to_pylist() if row["chosen"]]
-    return {(row["explainer"], row["layer"], row["pooling"]): row["factor"] for row in rows}
+    keys = ("explainer", "layer", "pooling")
+    return {tuple(row[k] for k in keys): (row["factor"], row["shift"]) for row in rows}
 
 
 def test_terms_are_in_order_of_weight_times_standard_deviation(
-    run: Run, shared: Path, factors: dict[tuple[str, str, str], float]
+    run: Run, shared: Path, sharpness: dict[tuple[str, str, str], tuple[float, float]]
 ) -> None:
     texts = (shared / "data/concepts-imagenet.txt").read_text().splitlines()
     train = np.array(run.read("images")["split"].to_pylist()) == "train"
@@ -213,8 +215,8 @@ def test_terms_are_in_order_of_weight_times_standard_deviation(
     labels = np.stack(run.read("concept_scores/label")["score"].to_numpy())[train]
     names = [r["concept"] for r in run.read("concepts").to_pylist() if r["explainer"] == "label"]
     for row in run.read("explanations").to_pylist()[::997]:
-        factor = factors[row["explainer"], row["layer"], row["pooling"]]
-        whole = labels if row["explainer"] == "label" else 1 / (1 + np.exp(-factor * of_clip))
+        factor, shift = sharpness[row["explainer"], row["layer"], row["pooling"]]
+        whole = labels if row["explainer"] == "label" else expit(factor * of_clip + shift)
         known = names if row["explainer"] == "label" else texts
         sizes = [
             abs(w) * whole[:, known.index(c)].astype(float).std()
@@ -224,10 +226,10 @@ def test_terms_are_in_order_of_weight_times_standard_deviation(
 
 
 def test_simulated_scores_are_predictions_at_the_sharpness_of_the_layer(
-    run: Run, shared: Path, factors: dict[tuple[str, str, str], float]
+    run: Run, shared: Path, sharpness: dict[tuple[str, str, str], tuple[float, float]]
 ) -> None:
-    assert any(factor != 1 for (explainer, *_), factor in factors.items() if explainer == "clip")
-    assert all(factor == 1 for (explainer, *_), factor in factors.items() if explainer == "label")
+    assert any(factor != 1 for (name, *_), (factor, _) in sharpness.items() if name == "clip")
+    assert all(pair == (1, 0) for (name, *_), pair in sharpness.items() if name == "label")
     texts = (shared / "data/concepts-imagenet.txt").read_text().splitlines()
     test = np.array(run.read("images")["split"].to_pylist()) == "test"
     other = logits(run, shared, "embeddings/other", "tinyclip-b", texts)[test]
@@ -243,9 +245,9 @@ def test_simulated_scores_are_predictions_at_the_sharpness_of_the_layer(
     rows = [row for row in table.to_pylist() if row["explainer"] == "clip" and row["length"]][::97]
     assert len(rows) > 10
     for row in rows:
-        factor = factors["clip", row["layer"], row["pooling"]]
+        factor, shift = sharpness["clip", row["layer"], row["pooling"]]
         places = [texts.index(c) for c in row["concepts"]]
-        known, fitted = (1 / (1 + np.exp(-factor * values[:, places])) for values in (other, own))
+        known, fitted = (expit(factor * values[:, places] + shift) for values in (other, own))
         actual = np.stack(
             run.read("activations")[f"act.{row['layer']}.{row['pooling']}"].to_numpy()
         )

@@ -214,6 +214,7 @@ def test_a_long_list_of_faults_is_cut_and_counted(tmp_path: Path) -> None:
         ("layer,neuron,description,method\nlayer1,1,x,linear\n", "'linear' is what the run's own"),
         ("layer,neuron,description\nlayer1,1,x\nlayer1,1,y\n", "a column `method` tells several"),
         ("layer,neuron,description,sharpness\nlayer1,1,x,0\n", "expected a factor above 0"),
+        ("layer,neuron,description,shift\nlayer1,1,x,up\n", "shift 'up' is not a number"),
         ("layer,unit,weight0,concept0\nlayer1,1,,dog\n", "weight0 '' is not a number"),
     ],
 )
@@ -368,10 +369,13 @@ def test_the_runs_own_explanations_from_a_file_are_no_better_and_no_worse_than_t
 ) -> None:
     chosen = run.read("explanations").filter(pc.field("chosen") & (pc.field("length") > 0))
     mine = of(chosen, explainer=explainer).select(["layer", "neuron", "concepts", "weights"])
-    factors = of(run.read("sharpness"), explainer=explainer)["factor"].unique().to_pylist()
-    assert factors == [0.5 if explainer == "clip" else 1.0]
+    told = of(run.read("sharpness"), explainer=explainer)
+    own = [told[name].unique().to_pylist() for name in ("factor", "shift")]
+    assert own == ([[0.5], [1.0]] if explainer == "clip" else [[1.0], [0.0]])
     path = tmp_path / f"ours-{explainer}.parquet"
-    pq.write_table(mine.append_column("sharpness", pa.array(factors * mine.num_rows)), path)
+    for name, value in zip(("sharpness", "shift"), own, strict=True):
+        mine = mine.append_column(name, pa.array(value * mine.num_rows))
+    pq.write_table(mine, path)
     scored = score_file(run.folder.url, str(path))
     compared = of(scored.comparison, explainer=explainer).to_pylist()
     own = [row for row in compared if row["simulator"] == "explainer"]

@@ -138,10 +138,10 @@ def _write_shared(
     training = spread_rows(split)
     for number, explainer in enumerate(catalogue.explainers):
         put(f"data/index/{number}.js", script(f"index/{number}", index_shard(explainer)))
-        for level, factor in enumerate(explainer.factors):
+        for level, sharpness in enumerate(explainer.sharpness):
             if not len(explainer.used_at(level)):
                 continue
-            scores = data.concept_scores(explainer.name, factor)
+            scores = data.concept_scores(explainer.name, sharpness)
             shards = concept_shards(explainer, level, scores, training, sample, len(split))
             for shard, value in shards:
                 key = f"concepts/{number}/{level}/{shard}"

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int, UInt8
 
 from core.errors import RecordingError
+from core.sharpness import Sharpness
 from pipeline.atlas.data import FIT_CHECK, MEASURES, AtlasData
 
 STATUSES = ("ok", "constant", "dead", "low-variance", "failed")
@@ -76,13 +77,13 @@ class ExplainerCatalogue:
     """Correlation and the ends of its interval; NaN where there is none."""
     measures: Float[np.ndarray, "measures simulators neurons"]
     """What chosen explanations were measured by beside correlation; NaN where there is none."""
-    factors: tuple[float, ...]
-    """Distinct factors on the logits of the concept scores, sharpest first."""
+    sharpness: tuple[Sharpness, ...]
+    """What was done to the logits of the concept scores in some layer, sharpest first."""
     level: UInt8[np.ndarray, " neurons"]
-    """Which of the factors each neuron is explained with."""
+    """Which of these each neuron is explained with."""
 
     def used_at(self, level: int) -> Int[np.ndarray, " used"]:
-        """Indices of the concepts in explanations, of any length, at one of the factors."""
+        """Indices of the concepts in explanations, of any length, at one sharpness."""
         rows = self.rows[self.level == level]
         in_use = np.zeros(len(self.bias), bool)
         in_use[rows[rows >= 0]] = True
@@ -150,11 +151,11 @@ def catalogue_of(data: AtlasData) -> Catalogue:
             continue
         scores = data.scores.filter(pc.equal(data.scores["explainer"], name)).combine_chunks()
         concepts = data.concepts.filter(pc.equal(data.concepts["explainer"], name))
-        sharpness = data.sharpness.filter(pc.equal(data.sharpness["explainer"], name))
-        factors, level = _levels(name, sharpness, groups)
+        rows = data.sharpness.filter(pc.equal(data.sharpness["explainer"], name))
+        sharpness, level = _levels(name, rows, groups)
         tables = (own, scores, concepts)
         explainers.append(
-            _explainer(name, *tables, groups, simulators, lengths, measures, factors, level)
+            _explainer(name, *tables, groups, simulators, lengths, measures, sharpness, level)
         )
     strangers = set(_first_seen(data.scores["explainer"])) - {part.name for part in explainers}
     if strangers:
@@ -174,7 +175,7 @@ def _explainer(
     simulators: Sequence[str],
     max_length: int,
     measures: Sequence[str],
-    factors: tuple[float, ...],
+    sharpness: tuple[Sharpness, ...],
     level: UInt8[np.ndarray, " neurons"],
 ) -> ExplainerCatalogue:
     total = groups[-1].stop
@@ -253,18 +254,18 @@ def _explainer(
         gap=gap,
         scores=scores,
         measures=measured,
-        factors=factors,
+        sharpness=sharpness,
         level=level,
     )
 
 
 def _levels(
-    name: str, sharpness: pa.Table, groups: Sequence[NeuronGroup]
-) -> tuple[tuple[float, ...], UInt8[np.ndarray, " neurons"]]:
-    """An explainer's distinct factors, sharpest first, and which of them each neuron has."""
+    name: str, rows: pa.Table, groups: Sequence[NeuronGroup]
+) -> tuple[tuple[Sharpness, ...], UInt8[np.ndarray, " neurons"]]:
+    """What an explainer's layers differ in, sharpest first, and which of that each neuron has."""
     chosen = {
-        (row["layer"], row["pooling"]): float(row["factor"])
-        for row in sharpness.to_pylist()
+        (row["layer"], row["pooling"]): Sharpness(row["factor"], row["shift"])
+        for row in rows.to_pylist()
         if row["chosen"]
     }
     for group in groups:
@@ -274,9 +275,9 @@ def _levels(
                 f"({group.pooling}); build both tables from one run"
             )
     own = [chosen[group.layer, group.pooling] for group in groups]
-    factors = tuple(sorted(set(own), reverse=True))
+    found = tuple(sorted(set(own), reverse=True))
     sizes = [len(group.neurons) for group in groups]
-    return factors, np.repeat([factors.index(factor) for factor in own], sizes).astype(np.uint8)
+    return found, np.repeat([found.index(sharpness) for sharpness in own], sizes).astype(np.uint8)
 
 
 def _of_terms(

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from actors.heat_maps import Maps
 from core.errors import RecordingError
+from core.sharpness import Sharpness
 
 EXPLANATION_COLUMNS = (
     "layer",
@@ -58,7 +59,15 @@ MEASURES = (
 )
 """Columns of scores that only chosen explanations have; those that are there are shown."""
 
-SHARPNESS_COLUMNS = ("explainer", "layer", "pooling", "factor", "val_correlation", "chosen")
+SHARPNESS_COLUMNS = (
+    "explainer",
+    "layer",
+    "pooling",
+    "factor",
+    "shift",
+    "val_correlation",
+    "chosen",
+)
 DEGENERATE_COLUMNS = ("explainer", "concept", "status", "same_as")
 CONCEPT_COLUMNS = ("explainer", "position", "concept")
 IMAGE_COLUMNS = ("image_id", "split")
@@ -121,7 +130,7 @@ class AtlasData:
 
     sharpness: pa.Table
     """What the logits of each explainer's concept scores were multiplied by for each layer and
-    pooling (``chosen``), and how well explanations did with the other factors that were tried."""
+    pooling and what was added (``chosen``), and how well explanations did with what else was tried."""
 
     degenerate: pa.Table
     """Concepts that the training images do not tell from others; may be empty."""
@@ -132,12 +141,12 @@ class AtlasData:
     activations: Callable[[str, str], np.ndarray]
     """``(layer, pooling)`` -> activations, ``(images, neurons)`` float16."""
 
-    concept_scores: Callable[[str, float], ScoreMatrix]
-    """``(explainer, factor)`` -> concept scores at that sharpness, ``(images, concepts)``, of which
+    concept_scores: Callable[[str, Sharpness], ScoreMatrix]
+    """``(explainer, sharpness)`` -> concept scores at that sharpness, ``(images, concepts)``, of which
     the rows and concepts that are needed are read, and never the whole."""
 
-    simulated_scores: Callable[[str, str, float], ScoreMatrix] | None = None
-    """``(simulator, explainer, factor)`` -> a simulator's scores of the explainer's concepts, read
+    simulated_scores: Callable[[str, str, Sharpness], ScoreMatrix] | None = None
+    """``(simulator, explainer, sharpness)`` -> a simulator's scores of the explainer's concepts, read
     like `concept_scores`; None where no other model is there."""
 
     thumbnails: Callable[[Sequence[int]], Iterator[tuple[int, bytes]]] | None = None

@@ -132,25 +132,27 @@ def _explainer(
 def _sharpness(
     explainer: ExplainerCatalogue, catalogue: Catalogue, data: AtlasData
 ) -> dict[str, object]:
-    """Factors in use and each group's place among them; what was tried, sharpest first.
+    """Factors and shifts in use and each group's place among them; what was tried, sharpest first.
 
     ``curves`` has for each group the mean validation correlation with each of the factors
-    ``tried``; both are empty where nothing was tried.
+    ``tried``, at the shift of the group; both are empty where nothing was tried.
     """
     rows = [row for row in data.sharpness.to_pylist() if row["explainer"] == explainer.name]
-    found = {(row["layer"], row["pooling"], row["factor"]): row["val_correlation"] for row in rows}
+    keys = ("layer", "pooling", "shift", "factor")
+    found = {tuple(row[key] for key in keys): row["val_correlation"] for row in rows}
     tried = sorted({row["factor"] for row in rows}, reverse=True)
     if all(value is None for value in found.values()):
         tried = []
-    curves = [
-        correlations(
-            np.array([found.get((g.layer, g.pooling, factor)) for factor in tried], np.float64)
-        )
-        for g in catalogue.groups
-    ]
+    levels = [int(explainer.level[group.start]) for group in catalogue.groups]
+    curves = []
+    for g, level in zip(catalogue.groups, levels, strict=True):
+        own = (g.layer, g.pooling, explainer.sharpness[level].shift)
+        values = [found.get((*own, factor)) for factor in tried]
+        curves.append(correlations(np.array(values, np.float64)))
     return {
-        "factors": list(explainer.factors),
-        "levels": [int(explainer.level[group.start]) for group in catalogue.groups],
+        "factors": [sharpness.factor for sharpness in explainer.sharpness],
+        "shifts": [sharpness.shift for sharpness in explainer.sharpness],
+        "levels": levels,
         "tried": tried,
         "curves": curves if tried else [],
     }

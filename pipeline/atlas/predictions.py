@@ -74,7 +74,7 @@ class Predictions:
 
         Args:
             explainer: Whose explanation it is.
-            level: Which of its factors.
+            level: Which sharpness of its own.
             row: Of the explainer's explanations.
             actual: Recorded activations on the test images.
         """
@@ -116,7 +116,7 @@ class Predictions:
         return told(high[error[high] > 0]), told(low[error[low] < 0])
 
     def _of(self, explainer: ExplainerCatalogue, level: int) -> _Scores:
-        """Concepts in use at a factor, and for each judge their scores, (concepts, tests)."""
+        """Concepts in use at a sharpness, and for each judge their scores, (concepts, tests)."""
         kept = self._kept.get(explainer.name)
         if kept is None or kept[0] != level:
             # Layers come in the order of the network, and neighbours often share their sharpness.
@@ -125,12 +125,13 @@ class Predictions:
         return kept[1]
 
     def _read(self, explainer: ExplainerCatalogue, level: int) -> _Scores:
-        used, factor = explainer.used_at(level), explainer.factors[level]
-        sources = {FIT_CHECK: self._data.concept_scores(explainer.name, factor)}
+        used, sharpness = explainer.used_at(level), explainer.sharpness[level]
+        sources = {FIT_CHECK: self._data.concept_scores(explainer.name, sharpness)}
         for number, simulator in enumerate(self.simulators):
             scored = np.isfinite(explainer.scores[number]).any()
             if simulator != FIT_CHECK and scored and self._data.simulated_scores is not None:
-                sources[simulator] = self._data.simulated_scores(simulator, explainer.name, factor)
+                made = self._data.simulated_scores(simulator, explainer.name, sharpness)
+                sources[simulator] = made
         columns = explainer.positions[used]
         for judge, source in sources.items():
             whose = explainer.name if judge == FIT_CHECK else judge

@@ -5,8 +5,8 @@ a concept's scores on that sample are written once for each sharpness that expla
 with, and the page predicts any explanation of any length from them.
 
 * ``concepts/<explainer>/<level>/<number>``: of the concepts whose numbers are ``number *
-  CONCEPTS_PER_SHARD`` and on, those that explanations use at the explainer's ``level``-th factor
-  (as the overview lists factors): ``concepts`` (their numbers), ``spread`` (standard deviation
+  CONCEPTS_PER_SHARD`` and on, those that explanations use at the explainer's ``level``-th sharpness
+  (as the overview lists them): ``concepts`` (their numbers), ``spread`` (standard deviation
   over training images) and ``scores`` (float16 on the sample);
 * ``images/<number>``: for the images among rows ``number * IMAGES_PER_SHARD`` and on that some
   page shows, ``rows``, ``ids``, ``paths`` (where they differ from the ids), ``split``, ``label``.
@@ -66,7 +66,7 @@ def concept_shards(
 
     Args:
         explainer: Says which concepts are in use, and where.
-        level: Which of the explainer's factors the scores are made with.
+        level: At which sharpness of the explainer's the scores are made.
         scores: Concept scores ``(images, concepts)``; only the rows of the sample and of the
             spread are read.
         spread_over: Ascending rows over which the spread is taken; see `spread_rows`.

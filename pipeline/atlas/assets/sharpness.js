@@ -7,15 +7,15 @@
   /** The section, or nothing where all concept scores are used as they are. */
   atlas.sharpness = function (overview) {
     const shown = overview.explainers.filter((explainer) =>
-      explainer.sharpness.tried.length || explainer.sharpness.factors.some((factor) => factor !== 1));
+      explainer.sharpness.tried.length || explainer.sharpness.factors.some((factor) => factor !== 1) || explainer.sharpness.shifts.some((shift) => shift !== 0));
     if (!shown.length) return "";
     const tried = shown.some((explainer) => explainer.sharpness.tried.length);
     const others = overview.explainers.filter((explainer) => !shown.includes(explainer));
     return h("section", {},
       h("h2", {}, "Sharpness of concept scores"),
       h("p", { class: "aside" },
-        "The logits of a model\u2019s concept scores are multiplied by a factor: above 1 the scores are sharper, nearer to yes or no, below 1 softer, nearer to a degree of likeness, and simulators use the same factor as the explainer. ",
-        tried && `For each layer every factor was tried on a sample of images, and the sharpest was taken with which explanations predict validation images at least ${format.percent(overview.nearly)} as well as with the best.`),
+        "The logits of a model\u2019s concept scores are multiplied by a factor: above 1 the scores are sharper, nearer to yes or no, below 1 softer, nearer to a degree of likeness. A shift that is added raises them all. Simulators use the same as the explainer. ",
+        tried && `For each layer factors were tried on a sample of images, with and without a shift. Of those with which explanations predict validation images at least ${format.percent(overview.nearly)} as well as with the best, the sharpest was taken, and no shift where none was needed.`),
       h("div", { class: "columns" }, shown.map((explainer) => figure(overview, explainer))),
       others.length > 0 && h("p", { class: "aside" },
         others.map((explainer, place) => [place > 0 && ", ", text(explainer.name)]),
@@ -23,11 +23,11 @@
   };
 
   function figure(overview, explainer) {
-    const { factors, levels, tried } = explainer.sharpness;
+    const { factors, shifts, levels, tried } = explainer.sharpness;
     const several = new Set(overview.groups.map((group) => group.pooling)).size > 1;
     const last = Math.max(1, overview.groups.length - 1);
     const rows = overview.groups.map((group, g) => ({
-      g, name: several ? `${group.layer} ${group.pooling}` : group.layer, factor: factors[levels[g]],
+      g, name: several ? `${group.layer} ${group.pooling}` : group.layer, factor: factors[levels[g]], shift: shifts[levels[g]],
       // Early layers pale, late layers deep, whatever their number.
       tone: `color-mix(in oklab, var(--b0) ${Math.round((100 * g) / last)}%, var(--b3))`,
     }));
@@ -35,7 +35,7 @@
     const item = (row) => {
       const one = h("li", { style: `--tone:${row.tone}`, tabindex: drawing ? 0 : null },
         h("i", { class: "dash", "aria-hidden": "true" }), text(row.name),
-        h("b", {}, `\u00d7\u202f${format.value(row.factor, 2)}`));
+        h("b", {}, `\u00d7\u202f${format.value(row.factor, 2)}${row.shift ? ` ${row.shift < 0 ? "\u2212" : "+"} ${format.value(Math.abs(row.shift), 2)}` : ""}`));
       if (drawing) {
         const light = (on) => () => drawing.light(row.g, on);
         for (const event of ["pointerenter", "focus"]) one.addEventListener(event, light(true));
@@ -46,7 +46,7 @@
     return h("figure", { class: "sharpness" },
       h("h3", {}, text(explainer.name)),
       drawing && drawing.element,
-      h("ul", { class: "layer-keys", "aria-label": "Factor of each layer" }, rows.map(item)));
+      h("ul", { class: "layer-keys", "aria-label": "Factor and shift of each layer" }, rows.map(item)));
   }
 
   /** One line a layer over the factors on a logarithmic axis; the chosen factor is a large point. */
