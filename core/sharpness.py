@@ -36,7 +36,7 @@ GRID: Final = (
 )
 """What is tried: factors from 2 down to 0.1, by themselves and, every second of them, with a shift."""
 
-NEARLY: Final = 0.95
+NEARLY: Final = 0.97
 """Share of the best mean validation correlation that is near enough."""
 
 

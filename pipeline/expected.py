@@ -30,7 +30,7 @@ ATLAS = "atlas"
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 3, 3, 4, 4, 5
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 3, 3, 4, 4, 6
 ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 2, 1
 
 
