@@ -20,6 +20,7 @@ from torch import nn
 from torchvision import transforms
 
 from pipeline.columns import activation_column, vectors
+from pipeline.concepts import write_lists
 from pipeline.config import load_config
 from pipeline.degenerate import SCHEMA as DEGENERATE_SCHEMA
 from pipeline.expected import (
@@ -137,6 +138,7 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     run.write(
         SYNONYMS, "degenerate_concepts.parquet", DEGENERATE_SCHEMA.empty_table(), made[SYNONYMS]
     )
+    write_lists(run, plan, expected)
     moments = moments_table("clip")  # of which it reads the concepts alone
     blocks = blocks_of(plan, shards_of(run, plan), read_sharpness(run, "clip"))
     names = np.array([f"block {number}" for number in range(len(blocks))])

@@ -48,7 +48,7 @@ def score_concepts(run: Run, plan: Plan, expected: Expected) -> None:
     """
     with run.stage("concepts") as facts:
         facts["rows"] = facts["bytes"] = 0
-        _write_lists(run, plan, expected)
+        write_lists(run, plan, expected)
         score_tables(run, plan, expected, facts)
         if not run.is_fresh(CONCEPTS, expected.tables[CONCEPTS]):
             if plan.config.recordings.keep == "test":
@@ -57,7 +57,7 @@ def score_concepts(run: Run, plan: Plan, expected: Expected) -> None:
             run.write(CONCEPTS, "concepts.parquet", rows, expected.tables[CONCEPTS])
 
 
-def _write_lists(run: Run, plan: Plan, expected: Expected) -> None:
+def write_lists(run: Run, plan: Plan, expected: Expected) -> None:
     """Say where the concepts of each explainer are from."""
     made = expected.tables.get(CONCEPT_LISTS)
     if made is not None and not run.is_fresh(CONCEPT_LISTS, made):
