@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from core.errors import SourceError, StoppedEarly, close_names
 from core.splits import split_of
 from pipeline.images_config import ImagesConfig, SplitConfig
+from pipeline.mapped import on_disk
 from pipeline.outages import patiently
 from pipeline.sources_files import (
     MISSING,
@@ -45,6 +46,9 @@ from pipeline.sources_parquet import (
 )
 from pipeline.sources_webdataset import IMAGE_SUFFIXES, tar_samples
 from pipeline.urls import refuse_secret
+
+#: Rows that are looked at as Python objects at one time.
+AT_ONCE = 50_000
 
 MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
 
@@ -100,7 +104,9 @@ def read_index(config: ImagesConfig) -> ImageIndex:
         SourceError: The path is missing, holds no image, or its labels or splits cannot be read.
         StoppedEarly: The storage does not answer.
     """
-    return patiently(lambda: _list_images(config), config.path)
+    index = patiently(lambda: _list_images(config), config.path)
+    pa.default_memory_pool().release_unused()
+    return index
 
 
 def _list_images(config: ImagesConfig) -> ImageIndex:
@@ -130,9 +136,9 @@ def _list_images(config: ImagesConfig) -> ImageIndex:
     )
     table, attributes = table.slice(0, config.limit), attributes.slice(0, config.limit)
     _refuse_repeated_ids(table, config.path)
-    splits = pa.array(_splits(table, attributes, config.split), pa.string())
+    splits = _splits(table, attributes, config.split)
     table = table.append_column("split", splits).select(INDEX_SCHEMA.names)
-    return ImageIndex(table.combine_chunks(), attributes.combine_chunks())
+    return ImageIndex(on_disk(table), on_disk(attributes))
 
 
 def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
@@ -205,6 +211,7 @@ def _ends(paths: pa.ChunkedArray, suffixes: tuple[str, ...]) -> pa.ChunkedArray:
 
 _Listing = tuple[pa.Table, pa.Table]
 _NO_ATTRIBUTES = pa.table({})
+_NO_IMAGES = INDEX_SCHEMA.remove(INDEX_SCHEMA.get_field_index("split")).empty_table()
 
 
 def _relative(paths: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
@@ -259,45 +266,47 @@ def _list_tars(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> _Li
 
     def listed(tar: Mapping[str, str]) -> pa.Table:
         shard = tar["name"]
+        stem = shard.removesuffix(".tar")
+        samples = list(tar_samples(fs, tar["path"], config.label))
         return _part(
-            [
-                (
-                    f"{shard.removesuffix('.tar')}/{key}",
-                    f"{shard}/{member.name}",
-                    label,
-                    member.offset_data,
-                    member.size,
-                )
-                for key, member, label in tar_samples(fs, tar["path"], config.label)
-            ],
+            tar,
             tar["url"],
-            tar["stamp"],
+            ids=[f"{stem}/{key}" for key, _, _ in samples],
+            paths=[f"{shard}/{member.name}" for _, member, _ in samples],
+            labels=[label for _, _, label in samples],
+            offsets=[member.offset_data for _, member, _ in samples],
+            lengths=[member.size for _, member, _ in samples],
         )
 
     return _in_parallel(listed, tars), _NO_ATTRIBUTES
 
 
-_Row = tuple[str, str, str | None, int, int]
-
-
-def _part(rows: list[_Row], url: str, stamp: str) -> pa.Table:
+def _part(
+    file: Mapping[str, str],
+    url: str,
+    *,
+    ids: Any,
+    paths: Any,
+    labels: Any,
+    offsets: Any,
+    lengths: Any,
+) -> pa.Table:
     """Rows of the index, without the split, for images that lie in one file."""
-    ids, paths, labels, offsets, lengths = zip(*rows, strict=True) if rows else [()] * 5
     columns = {
         "image_id": pa.array(ids, pa.string()),
         "path": pa.array(paths, pa.string()),
         "label": pa.array(labels, pa.string()),
-        "url": pa.array([url] * len(rows), pa.string()),
+        "url": pa.repeat(url, len(ids)),
         "offset": pa.array(offsets, pa.int64()),
         "length": pa.array(lengths, pa.int64()),
-        "stamp": pa.array([stamp] * len(rows), pa.string()),
+        "stamp": pa.repeat(file["stamp"], len(ids)),
     }
     return pa.table(columns)
 
 
 def _in_parallel(listed: Callable[[Any], pa.Table], files: list[dict[str, str]]) -> pa.Table:
     with ThreadPoolExecutor(max_workers=min(16, max(1, len(files)))) as pool:
-        return pa.concat_tables([_part([], "", ""), *pool.map(listed, files)])
+        return pa.concat_tables([_NO_IMAGES, *pool.map(listed, files)])
 
 
 def _list_parquet(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> _Listing:
@@ -310,19 +319,18 @@ def _list_parquet(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> 
     def listed(file: Mapping[str, str]) -> pa.Table:
         found, name = list_rows(fs, file["path"], config), file["name"]
         attributes[file["path"]] = found.attributes
+        rows = pa.array(np.arange(len(found.names)))
+        numbers = pc.utf8_lpad(rows.cast(pa.string()), 8, "0")
+        # An image that had no name, or an empty one, is called by its row.
+        named = pc.if_else(pc.greater(pc.binary_length(found.names), 0), found.names, None)
         return _part(
-            [
-                (
-                    f"{name.removesuffix(PARQUET_SUFFIX)}/{row:08d}",
-                    f"{name}/{once or f'{row:08d}'}",
-                    label,
-                    row,
-                    PARQUET_ROW,
-                )
-                for row, (once, label) in enumerate(zip(found.names, found.labels, strict=True))
-            ],
+            file,
             row_url(file["url"], found.column),
-            file["stamp"],
+            ids=pc.binary_join_element_wise(name.removesuffix(PARQUET_SUFFIX), numbers, "/"),
+            paths=pc.binary_join_element_wise(name, pc.coalesce(named, numbers), "/"),
+            labels=found.labels,
+            offsets=rows,
+            lengths=pa.repeat(PARQUET_ROW, len(rows)),
         )
 
     parts = _named(files, PARQUET_SUFFIX, root, all_else=True)
@@ -389,18 +397,24 @@ def _refuse_repeated_ids(table: pa.Table, path: str) -> None:
         )
 
 
-def _splits(table: pa.Table, attributes: pa.Table, config: SplitConfig) -> list[str]:
+def _splits(table: pa.Table, attributes: pa.Table, config: SplitConfig) -> pa.Array:
     if config.column is None:
         fractions = (config.train, config.val, config.test)
-        return split_of(table["image_id"].to_pylist(), fractions, config.seed)
+        found = []
+        for start in range(0, len(table), AT_ONCE):
+            ids = table["image_id"].slice(start, AT_ONCE).to_pylist()
+            found.append(pa.array(split_of(ids, fractions, config.seed), pa.string()))
+        return pa.chunked_array(found, pa.string())
     if config.column not in attributes.column_names:
         raise SourceError(
             f"images.split.column {config.column!r} is not a column of the images' table"
             f"{close_names(config.column, attributes.column_names)}"
         )
-    values = [str(v) for v in attributes[config.column].to_pylist()]
-    if wrong := sorted(set(values) - {"train", "val", "test"}):
+    column = attributes[config.column]
+    texts = {value: str(value) for value in column.unique().to_pylist()}
+    if wrong := sorted(set(texts.values()) - {"train", "val", "test"}):
         raise SourceError(
             f"images.split.column {config.column!r} holds {wrong[0]!r}; expected train, val or test"
         )
-    return values
+    places = pc.index_in(column, value_set=pa.array(list(texts), column.type))
+    return pa.array(list(texts.values()), pa.string()).take(places)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import SourceError, close_names
@@ -48,14 +49,14 @@ class ParquetListing:
 
     Attributes:
         column: The column of bytes, as part of a URL: see `row_url`.
-        names: The file name that each image had once; None where it is not known.
-        labels: The label of each image, as text; None where there is none.
+        names: The file name that each image had once, null where it is not known.
+        labels: The label of each image, as text, null where there is none.
         attributes: Boolean and numeric columns and the one that holds the split, one row an image.
     """
 
     column: str
-    names: list[str | None]
-    labels: list[str | None]
+    names: pa.Array
+    labels: pa.Array
     attributes: pa.Table
 
 
@@ -86,13 +87,14 @@ def list_rows(fs: Any, path: str, config: ImagesConfig) -> ParquetListing:
         attributes = [f.name for f in schema if _is_attribute(f, config)]
         wanted = [*attributes, *leaves[1:], *([config.label] if config.label else [])]
         try:
-            table = file.read(columns=wanted).replace_schema_metadata(None)
+            table = file.read(columns=wanted, use_threads=False).replace_schema_metadata(None)
         except (pa.ArrowInvalid, OSError) as error:
             raise _unreadable(path, error) from error
+    none = pa.nulls(rows, pa.string())
     return ParquetListing(
         column=leaves[0],
-        names=table[image].combine_chunks().field(0).to_pylist() if leaves[1:] else [None] * rows,
-        labels=_labels(table, schema, path, config.label) if config.label else [None] * rows,
+        names=pc.struct_field(table[image].combine_chunks(), [0]) if leaves[1:] else none,
+        labels=_labels(table, schema, path, config.label) if config.label else none,
         attributes=table.select(attributes),
     )
 
@@ -255,18 +257,22 @@ def _is_attribute(field: pa.Field, config: ImagesConfig) -> bool:
     return bool(number) or field.name == config.split.column
 
 
-def _labels(table: pa.Table, schema: pa.Schema, path: str, column: str) -> list[str | None]:
+def _labels(table: pa.Table, schema: pa.Schema, path: str, column: str) -> pa.Array:
     """Labels as text: of a class its name where the schema says it, else the value."""
-    values = table[column].to_pylist()
+    values = table[column].combine_chunks()
     facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = facts.get("info", {}).get("features", {}).get(column, {})
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     if not names:
-        return [None if value is None else str(value) for value in values]
-    if (wrong := max((v for v in values if v is not None), default=0)) >= len(names):
+        if pa.types.is_string(values.type):
+            return values
+        texts = [None if value is None else str(value) for value in values.to_pylist()]
+        return pa.array(texts, pa.string())
+    if (wrong := pc.max(values).as_py() or 0) >= len(names):
         raise SourceError(
             f"{path!r} has the class {wrong} in column {column!r}, and its schema names "
             f"{len(names):,} classes; expected at most {len(names) - 1}"
         )
     # Hugging Face writes -1 for "not known".
-    return [None if value is None or value < 0 else str(names[value]) for value in values]
+    known = pc.if_else(pc.less(values, 0), pa.scalar(None, values.type), values)
+    return pa.array([str(name) for name in names], pa.string()).take(known)
