@@ -26,6 +26,7 @@ from core.moments import ConceptMoments, CrossMoments
 from core.paths import Paths
 from core.sharpness import GRID, Sharpness, choose_sharpness
 from pipeline.config import load_config
+from pipeline.engine import engine
 from pipeline.expected import ACTIVATIONS
 from pipeline.plan import Plan, prepare
 from pipeline.rundir import Run
@@ -117,16 +118,18 @@ def main() -> None:
     explainer = next(
         e for e in plan.explainers if e.kind == "open_clip" and chosen.explainer in (None, e.name)
     )
-    simulator = next(s for s in plan.simulators if chosen.simulator in (None, s.name))
+    named = [s.name for s in plan.config.simulators if chosen.simulator in (None, s.name)]
+    simulator = plan.clips[named[0]]
     columns: list[Column] = columns_of(plan)
     kept = {column.name: spaced(column.neurons, NEURONS_TRIED) for column in columns}
     recorded = values_of(run, plan, run.parts(ACTIVATIONS), kept)
     neurons = {s: np.hstack([by[c.name] for c in columns]) for s, by in recorded.items()}
     active = active_positions(run, explainer.name)
     positions = active[spaced(len(active), CONCEPTS_TRIED)]
-    source = explainer_source(run, plan, explainer)
     texts = [explainer.concepts[position] for position in positions]
-    theirs = model_source(run, simulator, texts)
+    with engine(plan.config.ray):  # for text embeddings that the run does not have
+        source = explainer_source(run, plan, explainer)
+        theirs = model_source(run, simulator, texts)
     every = {"embedding": np.arange(MOST)}
     seen = values_of(run, plan, source.parts, every)
     own = {s: source.levels(run.folder, v["embedding"], positions) for s, v in seen.items()}
