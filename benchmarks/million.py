@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -85,9 +86,9 @@ def recorded(folder: Path, count: int) -> dict[str, Any]:
             stdout=said,
             stderr=subprocess.STDOUT,
         )
-        most, worker = 0, 0
+        held, worker = [], 0
         while driver.poll() is None:
-            most = max(most, private(driver))
+            held.append(private(driver))
             try:
                 others = [p for p in driver.children(recursive=True) if "ray::" in p.name()]
             except psutil.Error:
@@ -101,7 +102,8 @@ def recorded(folder: Path, count: int) -> dict[str, Any]:
         "images": facts["rows"],
         "seconds, start to end": round(time.perf_counter() - begun, 1),
         "stage: images per second": facts["rows_per_second"],
-        "driver, MB": round(most / 1e6),
+        "driver, MB, median": round(statistics.median(held) / 1e6),
+        "driver, MB, at most": round(max(held) / 1e6),
         "largest worker, MB": round(worker / 1e6),
     }
 

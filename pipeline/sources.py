@@ -130,10 +130,9 @@ def _list_images(config: ImagesConfig) -> ImageIndex:
             f"({files.num_rows:,} files looked at; image endings: {', '.join(IMAGE_SUFFIXES)})"
         )
     order = pc.sort_indices(table["image_id"])
-    table, attributes = (
-        table.take(order),
-        (attributes.take(order) if attributes.num_columns else attributes),
-    )
+    if not np.array_equal(order, np.arange(len(order))):  # taking is copying
+        table = table.take(order)
+        attributes = attributes.take(order) if attributes.num_columns else attributes
     table, attributes = table.slice(0, config.limit), attributes.slice(0, config.limit)
     _refuse_repeated_ids(table, config.path)
     splits = _splits(table, attributes, config.split)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from atlas_planted import Layer, planted
 from browsing import Visit, write_atlas
@@ -334,6 +335,22 @@ def test_pointing_at_a_drawing_tells_what_is_there(visit: Open, data: AtlasData)
         images += int(tip.inner_text().split(" · ")[1].split()[0])
     tests = sum(split == "test" for split in data.images["split"].to_pylist())
     assert images == tests
+
+
+def test_a_score_stands_before_those_of_all_neurons(visit: Open, data: AtlasData) -> None:
+    scored = {key: row["score"] for key, row in chosen(data, "clip").items()}
+    scores = np.array([score for score in scored.values() if score is not None])
+    ranked = sorted(scores)
+    for place in (2, len(ranked) // 2, len(ranked) - 3):
+        own = ranked[place]
+        key = next(key for key, score in scored.items() if score == own)
+        page = visit(link(key)).page
+        card = page.locator("article.explanation").filter(has=page.get_by_text("clip", exact=True))
+        said = card.last.locator(".interval:not(.check) .rank").inner_text()
+        share = float(said.removeprefix("above ").split("\u202f")[0]) / 100
+        # The page knows how many scores each of 80 bins has, not where in it they lie.
+        same_bin = np.floor((scores + 1) * 40) == np.floor((own + 1) * 40)
+        assert share == pytest.approx(np.mean(scores < own), abs=np.mean(same_bin) + 0.005)
 
 
 def test_bars_of_lengths_are_told_by_keyboard(visit: Open, data: AtlasData) -> None:

@@ -17,22 +17,31 @@
     return [Math.floor(edge(first) * 10 - 1e-9) / 10, Math.min(1, Math.ceil(edge(last) * 10 + 1e-9) / 10)];
   };
 
-  /** Distribution of scores as one ridge: an area over bins, with a mark at the mean. */
-  charts.ridge = function (distribution, range, height) {
-    const width = 400;
-    const x = d3.scaleLinear(range, [0, width]);
+  /** Outline of a distribution of scores over an axis, an area that stands on its foot. */
+  charts.outline = function (distribution, x, height) {
     const y = d3.scaleLinear([0, d3.max(distribution.bins)], [height, 3]);
     // A bin's height from its left edge to its right one: the last edge repeats the last bin.
     const edges = [...distribution.bins, distribution.bins[distribution.bins.length - 1]];
     const area = d3.area((_, place) => x(edge(distribution.first + place)), height, (count) => y(count))
       .curve(d3.curveStepAfter).digits(1);
+    return svg("path", { class: "area", d: area(edges) });
+  };
+
+  /** Share of a distribution that lies below a score; within a bin scores count as spread evenly. */
+  charts.below = (distribution, score) => d3.sum(distribution.bins, (count, place) =>
+    count * Math.min(1, Math.max(0, (score - edge(distribution.first + place)) / (2 / BINS)))) / distribution.count;
+
+  /** Distribution of scores as one ridge: an area over bins, with a mark at the mean. */
+  charts.ridge = function (distribution, range, height) {
+    const width = 400;
+    const x = d3.scaleLinear(range, [0, width]);
     const upright = (score, kind) => svg("line", { class: kind, x1: x(score), x2: x(score), y1: 0, y2: height });
     return svg("svg", {
       class: "ridge", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none",
       role: "img", "aria-label": `mean ${format.score(distribution.mean)}, median ${format.score(distribution.median)}`,
     },
     charts.grid(range).map((score) => upright(score, score === 0 ? "zero" : "grid")),
-    svg("path", { class: "area", d: area(edges) }),
+    charts.outline(distribution, x, height),
     upright(distribution.mean, "mean"));
   };
 

@@ -73,7 +73,7 @@
       reset.hidden = place === start;
       chart.mark(one.length);
       slider.setAttribute("aria-valuetext", format.counted(one.length, "concept"));
-      drawScores(scores, overview, one);
+      drawScores(scores, overview, explainer, one);
       measures.hidden = !chosen;
       if (area) area.draw(one, texts);
       if (sampled && scatter) scatter.draw(predict(one, sampled, actual.length));
@@ -129,13 +129,13 @@
     return curves.filter((curve) => curve.values.some((value) => value !== null));
   }
 
-  function drawScores(box, overview, one) {
+  function drawScores(box, overview, explainer, one) {
     const rows = [];
     overview.simulators.forEach((simulator, s) => {
       if (!one.scores[s]) return;
       const check = simulator === overview.fit_check;
       rows.push({
-        name: check ? "fit check" : simulator, check, score: one.scores[s],
+        name: check ? "fit check" : simulator, check, score: one.scores[s], all: explainer.scores[s].all,
         gap: check ? one.gap : null, validation: one.validation,
         note: check ? "by the explainer itself, not a simulation" : "simulator, test images",
       });

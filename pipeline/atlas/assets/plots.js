@@ -47,11 +47,16 @@
     return { element, legend, mark, inset: [left / WIDTH, right / WIDTH] };
   };
 
-  /** Scores with their intervals on one axis; rows are {name, note, score: [r, low, high],
-   * check, gap, validation}; gap is validation minus test, or null. */
+  /** Scores with their intervals on one axis, before those of all neurons; rows are {name, note,
+   * score: [r, low, high], all, check, gap, validation}; `all` is the network's distribution of chosen
+   * explanations' scores, gap is validation minus test, or null. */
   plots.intervals = function (rows) {
     const ends = rows.flatMap((row) => row.score).filter((value) => value !== null);
-    const range = [Math.min(0, Math.floor(d3.min(ends) * 5) / 5), Math.max(0.4, Math.ceil(d3.max(ends) * 5) / 5)];
+    const [least, most] = atlas.charts.scoreRange(rows.map((row) => row.all));
+    const range = [
+      Math.min(least, Math.floor(d3.min([0, ...ends]) * 5) / 5),
+      Math.max(0.4, most, Math.ceil(d3.max(ends) * 5) / 5),
+    ];
     const at = d3.scaleLinear(range, [0, 100]);
     const marks = at.ticks(4);
     return h("div", { class: "intervals" }, rows.map((row) => {
@@ -61,16 +66,26 @@
         h("p", { class: "caption" },
           h("strong", {}, atlas.text(row.name)), h("span", { class: "note" }, row.note)),
         h("div", { class: "track", "aria-hidden": "true" },
+          row.all.count > 0 && svg("svg", { class: "others-scores", viewBox: "0 0 100 30", preserveAspectRatio: "none" },
+            atlas.charts.outline(row.all, at, 30)),
           marks.map((mark) => h("i", { class: mark === 0 ? "mark zero" : "mark", style: `left:${at(mark)}%` })),
           span && h("span", { class: "span", style: `left:${at(from)}%;width:${at(to) - at(from)}%` }),
           h("span", { class: "point", style: `left:${at(value)}%` })),
         h("p", { class: "figure" },
           h("b", {}, format.score(value)),
           span && h("span", { class: "ends" }, ` ${format.score(from)} to ${format.score(to)}`),
+          row.all.count > 1 && rankOf(row),
           row.gap !== null && row.gap !== undefined && gapOf(row)));
     }), h("div", { class: "score-axis", "aria-hidden": "true" }, marks.map((mark) =>
       h("span", { style: `left:${at(mark)}%` }, format.score(mark, 1)))));
   };
+
+  /** Where a score stands among those of all neurons. */
+  function rankOf(row) {
+    const share = format.percent(atlas.charts.below(row.all, row.score[0]));
+    return atlas.tip(h("span", { class: "gap rank", tabindex: 0 }, `above ${share} of neurons`), () => h("p", {},
+      `The grey hill shows the scores of all ${format.counted(row.all.count, "neuron")} with an explanation, each by its chosen one: mean ${format.score(row.all.mean)}, median ${format.score(row.all.median)}.`));
+  }
 
   /** How much better validation looked than test. */
   function gapOf(row) {
