@@ -155,7 +155,7 @@ def test_the_drawing_libraries_are_what_their_projects_published_and_bring_their
     hostile: Path,
 ) -> None:
     vendor = hostile / "assets/vendor"
-    licences = (vendor / "licenses.txt").read_text(encoding="utf-8")
+    licences = (vendor / "licenses.html").read_text(encoding="utf-8")
     published = dict(re.findall(r"^([0-9a-f]{64})  (\S+)$", licences, re.M))
     libraries = sorted(vendor.glob("*.js"))
     assert len(libraries) == len(published) == 2

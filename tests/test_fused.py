@@ -43,7 +43,7 @@ from pipeline.scores import explainer_source, read_rows, shards_of
 TESTS = Path(__file__).parent
 MODELS = TESTS.parent / "pipeline/demo/models"
 IMAGES, SHARD, LANE, WAVE = 200, 10, 8, 2
-GRID = (Sharpness(2.0, 1.0), Sharpness(1.0, 1.0))
+GRID = (Sharpness(1.5, 1.0), Sharpness(0.5, 1.0))
 TO_MOMENTS, TO_SCORES = STAGES[: STAGES.index("fit")], STAGES[: STAGES.index("simulate") + 1]
 RESULTS = ("paths", "explanations", "scores", "sharpness", "degenerate_concepts", "quarantine")
 RECORDED = ("activations", "embeddings/clip", "embeddings/clip-b", "concept_scores/cells")

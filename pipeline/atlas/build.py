@@ -41,7 +41,7 @@ from pipeline.atlas.predictions import Predictions
 from pipeline.atlas.samples import concept_shards, image_shards, sample_rows, spread_rows
 
 STYLE = "atlas.css"
-LICENSES = "vendor/licenses.txt"
+LICENSES = "vendor/licenses.html"
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 """D3 and Observable Plot, as their projects publish them; their licences go with them."""
 
