@@ -168,8 +168,8 @@ def serve(run: Run, port: int) -> None:
         # In the main thread a signal's error would be lost where it meets a request.
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        print(f"{server.address} shows {run.folder.url}; Ctrl-C stops", flush=True)
         try:
+            print(f"{server.address} shows {run.folder.url}; Ctrl-C stops", flush=True)
             threading.Event().wait()
         except StoppedEarly:
             pass
