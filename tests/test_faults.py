@@ -62,7 +62,8 @@ def test_kills_a_stop_and_a_full_disk_change_no_bit(
     undisturbed: dict[str, str], harm: Harm, folder: Path
 ) -> None:
     config = write_config(folder, str(folder / "images"), harm.nodes.address)
-    faults = [("record", "disk"), ("record", "worker"), ("fit", "driver"), ("report", "stop")]
+    faults = [("record", "disk"), ("record", "worker"), ("fit", "disk"), ("fit", "driver")]
+    faults += [("report", "stop")]
     try:
         with small_disk(folder / "disk", 64) as disk:
             assert harm.to_run(config, str(disk / "run"), faults, disk), harm.lost
