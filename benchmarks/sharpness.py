@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +37,22 @@ from pipeline.scores import (
     read_rows,
     shards_of,
 )
-from pipeline.sharpen import CONCEPTS_TRIED, IMAGES_TRIED, LENGTH_TRIED, NEURONS_TRIED
+from pipeline.sharpen import (
+    CONCEPTS_TRIED,
+    IMAGES_TRIED,
+    LENGTH_TRIED,
+    NEURONS_TRIED,
+    spaced,
+)
 from pipeline.targets import Column, columns_of
 
 FACTORS = [one.factor for one in GRID if one.shift == 0]
 LENGTHS = (5, 10)
 RIDGE = 0.1
 
-#: More values than an embedding has.
-MOST = 100_000
-
-
-def spaced(count: int, most: int) -> np.ndarray:
-    return np.arange(count) if count <= most else np.arange(most) * count // most
-
 
 def values_of(
-    run: Run, plan: Plan, parts: Sequence[str], columns: dict[str, np.ndarray]
+    run: Run, plan: Plan, parts: Sequence[str], columns: Mapping[str, np.ndarray | slice]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Some neurons (or all values) of some columns by split: of training and validation a sample."""
     counts = plan.index.split_counts
@@ -68,7 +67,7 @@ def values_of(
         for split, some in shares.items():
             inside = shards.rows(run.folder, number, split, some)
             for name, kept in columns.items():
-                found[split][name].append(read[name][inside][:, kept[kept < read[name].shape[1]]])
+                found[split][name].append(read[name][inside][:, kept])
     return {s: {n: np.concatenate(v) for n, v in by.items()} for s, by in found.items()}
 
 
@@ -130,7 +129,7 @@ def main() -> None:
     with engine(plan.config.ray):  # for text embeddings that the run does not have
         source = explainer_source(run, plan, explainer)
         theirs = model_source(run, simulator, texts)
-    every = {"embedding": np.arange(MOST)}
+    every = {"embedding": np.s_[:]}
     seen = values_of(run, plan, source.parts, every)
     own = {s: source.levels(run.folder, v["embedding"], positions) for s, v in seen.items()}
     del own["test"]

@@ -106,7 +106,7 @@ def _tried(run: Run, plan: Plan, explainer: ExplainerPlan) -> list[dict[str, Any
     columns = columns_of(plan)
     source = explainer_source(run, plan, explainer)
     active = active_positions(run, explainer.name)
-    positions = active[_spaced(len(active), CONCEPTS_TRIED)]
+    positions = active[spaced(len(active), CONCEPTS_TRIED)]
     sample = _draw(run, plan, source, columns)
     values, activations = sample
     logits = ray.remote(ScoreSource.levels)
@@ -135,7 +135,7 @@ def _tried(run: Run, plan: Plan, explainer: ExplainerPlan) -> list[dict[str, Any
     return rows
 
 
-def _spaced(count: int, most: int) -> np.ndarray:
+def spaced(count: int, most: int) -> np.ndarray:
     """At most so many of the first numbers, evenly spaced."""
     return np.arange(count) if count <= most else np.arange(most) * count // most
 
@@ -183,7 +183,7 @@ def _draw_lane(
             inside = shards.rows(folder, number, split, share)
             values[split].append(seen[source.column][inside])
             for column in columns:
-                kept = _spaced(column.neurons, NEURONS_TRIED)
+                kept = spaced(column.neurons, NEURONS_TRIED)
                 activations[split][column.name].append(read[column.name][inside][:, kept])
     return (
         {split: np.concatenate(pieces) for split, pieces in values.items()},

@@ -89,7 +89,7 @@
         h("div", { class: "panel" },
           h("h3", {}, "Length ", label, " ", reset),
           chart.element, slider, chart.legend),
-        scatter && h("div", { class: "panel scatter-panel" },
+        scatter && h("div", { class: "panel" },
           h("h3", {}, "Predicted and actual"),
           scatter.element,
           h("p", { class: "aside" }, `${sampleText(overview)}, predicted from `,
