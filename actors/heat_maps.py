@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from actors.layers import LayerInfo
+from actors.layer_info import LayerInfo
+from actors.preprocessing import split_transform
 from actors.taps import LayerTap, channels_first, plain_attention
 from actors.targets import Target
-from actors.views import View, split_transform
+from actors.views import View
 
 SIDE = 14
 """Cells of a map along each side, at most."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from actors.layer_info import LayerInfo
 from actors.taps import LayerTap, channel_axis, first_tensor, plain_attention
 from core.errors import LayerError, close_names
 from core.pooling import POOLINGS, poolings_for
@@ -30,24 +30,6 @@ __all__ = [
 
 _PROBE_IMAGES = 2
 """Images in the pass that describes a network: more than one, to recognise the batch axis."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerInfo:
-    """What one forward pass shows about a layer."""
-
-    name: str
-    """Name in ``named_modules()``."""
-    kind: str
-    """Name of its class."""
-    shape: tuple[int, ...]
-    """Shape of its output without the batch axis; empty where there is no such tensor."""
-    neurons: int
-    """Channels of its output; 0 where it cannot be recorded."""
-    calls: int
-    """How often it runs in one pass."""
-    reason: str = ""
-    """Why it cannot be recorded; empty where it can."""
 
 
 def match_layers(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from actors.clip import Clip
 from actors.directions import DirectionSet
 from actors.folding import fold_batch_norms
+from actors.preprocessing import split_transform
 from actors.taps import LayerTap, plain_attention
 from actors.targets import Target
-from actors.views import Preprocess, View, split_transform
+from actors.views import Preprocess, View
 from core.errors import ConfigError, NeuroscribeError, ShapeError
 
 FLOAT16_MAX = 65504.0

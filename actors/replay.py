@@ -24,9 +24,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from actors.preprocessing import split_transform
 from actors.taps import LayerTap, channel_axis, first_tensor, plain_attention
 from actors.targets import Target
-from actors.views import View, split_transform
+from actors.views import View
 from core.errors import ConfigError, LayerError, ModelError, ShapeError
 
 POOLINGS = ("avg", "max", "first")

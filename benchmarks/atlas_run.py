@@ -42,7 +42,8 @@ from pipeline.expected import (
 )
 from pipeline.fit import PATH_SCHEMA
 from pipeline.moments import blocks_of
-from pipeline.plan import Plan, prepare
+from pipeline.plan import Plan
+from pipeline.planning import prepare
 from pipeline.rundir import Run, part_name
 from pipeline.sanity import SANITY_SCHEMA
 from pipeline.scores import read_sharpness, shards_of

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from actors.clip import load_clip
+from actors.preprocessing import split_transform
 from actors.recorder import to_float16
 from actors.taps import LayerTap
 from actors.targets import load_target
-from actors.views import split_transform
 from core.concept_scores import ConceptActivity, sigmoid_scores
 from core.forward import forward_paths
 from core.lengths import path_correlations

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from machine import machine
 
+from actors.preprocessing import split_transform
 from actors.taps import LayerTap, plain_attention
 from actors.targets import Target, load_target
-from actors.views import split_transform
 from pipeline.demo.scenes import render, scene_seed
 
 PICTURES, ROUNDS = 512, 5

@@ -28,7 +28,8 @@ from pipeline import planted
 from pipeline.config import RayConfig, parse_config
 from pipeline.engine import engine
 from pipeline.expected import expect
-from pipeline.plan import Plan, cut_shards, prepare
+from pipeline.plan import Plan, cut_shards
+from pipeline.planning import prepare
 from pipeline.sources import INDEX_SCHEMA, ImageIndex
 
 IMAGES, STARTS = 600, 4

@@ -26,7 +26,7 @@ from pipeline.config import load_config
 from pipeline.engine import engine
 from pipeline.expected import STAGES
 from pipeline.fit_config import FitConfig
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run
 

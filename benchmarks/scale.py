@@ -20,7 +20,7 @@ from machine import machine
 from torchvision import transforms
 
 from actors.decode import Decoder
-from actors.views import split_transform
+from actors.preprocessing import split_transform
 from pipeline.images_config import ImagesConfig
 from pipeline.price import read_prices
 from pipeline.sources import fetch, read_index

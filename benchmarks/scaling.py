@@ -98,7 +98,8 @@ def planned(folder: Path) -> dict[str, float]:
     """Seconds to find out what is left of a million images."""
     from pipeline.config import parse_config
     from pipeline.expected import QUARANTINE, expect, table_path
-    from pipeline.plan import cut_shards, prepare
+    from pipeline.plan import cut_shards
+    from pipeline.planning import prepare
     from pipeline.rundir import Run
     from pipeline.stream import decoded_tables, pending_shards, read_quarantine
 

@@ -28,7 +28,8 @@ from core.sharpness import GRID, Sharpness, choose_sharpness
 from pipeline.config import load_config
 from pipeline.engine import engine
 from pipeline.expected import ACTIVATIONS
-from pipeline.plan import Plan, prepare
+from pipeline.plan import Plan
+from pipeline.planning import prepare
 from pipeline.rundir import Run
 from pipeline.scores import (
     active_positions,

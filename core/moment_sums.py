@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped
 
 from core.errors import RecordingError, ShapeError
@@ -33,8 +32,14 @@ class MomentSum:
         """
         self.count = 0
         self.symmetric = right is None
-        kind = _CpuBlock if device == "cpu" else _GpuBlock
-        self._block = kind(left, left if right is None else right, self.symmetric, device)
+        columns = left, left if right is None else right
+        self._block: Any
+        if device == "cpu":
+            self._block = _CpuBlock(*columns, self.symmetric)
+        else:
+            from core.moment_sums_gpu import GpuBlock  # PyTorch takes seconds to import
+
+            self._block = GpuBlock(*columns, self.symmetric, device)
         self.left_mean = np.zeros(left)
         self.right_mean = np.zeros(left if right is None else right)
 
@@ -78,7 +83,7 @@ class MomentSum:
 
         On a CPU these are the sums themselves, not a copy: read them when all shards are in.
         """
-        block = self._block.products()
+        block: np.ndarray = self._block.products()
         if not self.symmetric:
             block[:, ~np.isfinite(self.right_mean)] = np.nan
         return block
@@ -113,7 +118,7 @@ class _CpuBlock:
     rows = 767
     """Images at once, which bounds the memory of centred columns; one row short of whole groups."""
 
-    def __init__(self, left: int, right: int, symmetric: bool, _device: str) -> None:
+    def __init__(self, left: int, right: int, symmetric: bool) -> None:
         self.symmetric = symmetric
         self._sums = np.zeros((left, right))
         self._squares = np.zeros(0 if symmetric else right)
@@ -186,65 +191,3 @@ def _tiles(columns: int, narrow: int) -> list[tuple[slice, int]]:
     starts = [(a, LEFT_TILE) for a in range(0, wide, LEFT_TILE)]
     starts += [(a, narrow) for a in range(wide, columns, narrow)]
     return [(slice(a, min(a + width, columns)), width) for a, width in starts]
-
-
-class _GpuBlock:
-    """Sums in a GPU's memory; float64 matrix products over whole blocks."""
-
-    rows = None
-
-    def __init__(self, left: int, right: int, symmetric: bool, device: str) -> None:
-        self.symmetric = symmetric
-        self._device = torch.device(device)
-        self._sums = self._zeros(left, right)
-        self._squares = self._zeros(0 if symmetric else right)
-
-    def _zeros(self, *shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=self._device)
-
-    def add(
-        self,
-        left: Any,
-        right: Any,
-        left_before: np.ndarray,
-        right_before: np.ndarray,
-        between: float,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        left_mean, p = self._centred(left)
-        right_mean, q = (left_mean, p) if right is None else self._centred(right)
-        self._sums.addmm_(p.T, q)
-        if not self.symmetric:
-            self._squares += torch.linalg.vector_norm(q, dim=0).square()
-        if between:
-            shift = left_mean - torch.from_numpy(left_before).to(self._device)
-            other = right_mean - torch.from_numpy(right_before).to(self._device)
-            self._sums.addr_(shift, other, alpha=between)
-            if not self.symmetric:
-                self._squares += between * other * other
-        return left_mean.cpu().numpy(), right_mean.cpu().numpy()
-
-    def _centred(self, values: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means, NaN for columns that are not finite, and the columns without their means."""
-        if isinstance(values, np.ndarray):
-            values = torch.from_numpy(np.ascontiguousarray(values))
-        values = values.to(self._device)
-        finite = values.isfinite().all(dim=0)
-        if not finite.all():
-            values = torch.where(finite, values, 0.0)
-        if values.dtype == torch.float64:
-            origin = values[0].clone()
-            centred = values - origin
-        else:  # sums of shorter numbers are exact, and with them the mean of a constant column
-            origin = torch.zeros((), dtype=torch.float64, device=self._device)
-            centred = values.to(torch.float64)
-        offset = centred.mean(dim=0)
-        centred -= offset
-        return torch.where(finite, origin + offset, torch.nan), centred
-
-    def products(self) -> np.ndarray:
-        if self.symmetric:  # what rounding leaves between the halves of a product
-            self._sums = (self._sums + self._sums.T) / 2
-        return self._sums.cpu().numpy()
-
-    def squares(self) -> np.ndarray:
-        return self._squares.cpu().numpy()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from core.errors import LayerError
+
+if TYPE_CHECKING:  # configurations know poolings by name, and PyTorch takes seconds to import
+    from torch import Tensor
 
 POOLINGS: Final = ("avg", "max", "first", "absmax")
 
@@ -56,8 +57,10 @@ def pool(output: Tensor, pooling: str) -> Float[Tensor, "batch neurons"]:
         return output.amax(dim=space).float()
     if pooling == "absmax":
         highest, lowest = output.amax(dim=space), output.amin(dim=space)
-        return torch.where(lowest.neg() > highest, lowest, highest).float()
+        return lowest.where(lowest.neg() > highest, highest).float()
     if output.is_cuda:
+        import torch
+
         return output.mean(dim=space, dtype=torch.float32)
     # On a CPU one layout makes the order of summation independent of memory format and batch size;
     # channels come last, as the networks that compute fastest have them: nothing is transposed.

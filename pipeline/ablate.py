@@ -32,11 +32,11 @@ from pipeline.expected import (
     table_path,
 )
 from pipeline.held_out import Known, held_out_rows, read_logits, simulations
+from pipeline.images_table import rows_of
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.replays import Replayers, replayers
 from pipeline.rundir import Run
-from pipeline.stream import rows_of
 from pipeline.targets import Column
 
 TABLES = (LOGITS, ABLATIONS, REPLACEMENTS, IMPORTANCE)

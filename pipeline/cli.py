@@ -240,9 +240,9 @@ def _status(chosen: argparse.Namespace) -> int:
 
 def _layers(chosen: argparse.Namespace) -> int:
     from actors.layers import describe_layers, match_layers
+    from actors.preprocessing import split_transform
     from actors.targets import load_target
-    from actors.views import split_transform
-    from pipeline.plan import image_size
+    from pipeline.planning import image_size
     from pipeline.show import layer_lines
 
     target = load_target(chosen.model, chosen.weights, base=Path.cwd())

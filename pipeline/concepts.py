@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from actors.clip import load_clip
 from core.concept_scores import ConceptActivity, sigmoid_scores
 from core.errors import ConceptError, ConfigError, RecordingError
 from pipeline.columns import matrix, vectors
@@ -159,6 +158,8 @@ def embed_texts(run: Run, clip: ClipPlan, texts: Sequence[str]) -> str:
 
 
 def _embed_texts(folder: Folder, name: str, clip: ClipPlan, texts: Sequence[str]) -> None:
+    from actors.clip import load_clip  # which needs PyTorch; other tasks of this module do without
+
     model = load_clip(clip.model, base=clip.base)
     folder.write_arrays(name, embedding=model.encode_texts(list(texts)))
 

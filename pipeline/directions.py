@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.directions import DirectionSet, directions_fingerprint, load_directions
-from actors.layers import LayerInfo, check_layers
+from actors.layer_info import LayerInfo
+from actors.layers import check_layers
 from core.directions import Directions
 from core.errors import LayerError, RecordingError, close_names
 from pipeline.target_config import DirectionsConfig

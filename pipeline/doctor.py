@@ -133,7 +133,7 @@ def images(listed: Callable[[], ImageIndex]) -> Iterator[Check]:
 
 def target(config: Config) -> Iterator[Check]:
     """Build the target with its weights, where they are here, and match its layers."""
-    from pipeline.plan import plan_target
+    from pipeline.planning import plan_target
 
     wanted = config.target
     away = _away(wanted)

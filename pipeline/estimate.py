@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.expected import expect
 from pipeline.number_format import format_note
 from pipeline.pace import measure
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.price import Cost, Prices, costs
 from pipeline.rundir import Run
 from pipeline.work import ACTOR, StageEstimate, Work

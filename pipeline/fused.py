@@ -19,6 +19,7 @@ import ray
 
 from core.errors import ConfigError, StoppedEarly
 from pipeline.concepts import embed_texts
+from pipeline.decoding import DecodeShard
 from pipeline.engine import Workers, ready
 from pipeline.expected import (
     ACTIVATIONS,
@@ -29,6 +30,7 @@ from pipeline.expected import (
     moments_table,
 )
 from pipeline.explainers import ExplainerPlan, image_scores
+from pipeline.images_table import rows_of
 from pipeline.lanes import RecordLane, Sought
 from pipeline.moment_files import Stretch, contents_file, lanes_of, layout_of, waves_of
 from pipeline.moments import lane_memory, outputs_of
@@ -37,7 +39,6 @@ from pipeline.plan import Plan
 from pipeline.rundir import Run
 from pipeline.running_totals import RunningTotals
 from pipeline.scores import divided
-from pipeline.shards import DecodeShard
 from pipeline.store import fetch_moments
 from pipeline.stream import (
     Models,
@@ -49,7 +50,6 @@ from pipeline.stream import (
     read_quarantine,
     record_progress,
     refuse_above,
-    rows_of,
     withdraw_pending,
 )
 

@@ -24,9 +24,10 @@ from actors.targets import load_target
 from actors.views import View
 from core.errors import RecordingError, StoppedEarly
 from pipeline.columns import array_of, vectors
+from pipeline.decoding import DecodeShard
 from pipeline.engine import Workers, ready
-from pipeline.plan import TargetPlan, target_fingerprint
-from pipeline.shards import DecodeShard
+from pipeline.plan import TargetPlan
+from pipeline.planning import target_fingerprint
 from pipeline.storage import Folder
 from pipeline.stream import lost, own_error
 from pipeline.targets import Column

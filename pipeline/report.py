@@ -41,11 +41,12 @@ from pipeline.moments import StoredMoments
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.record import resolved_dtype
-from pipeline.report_pictures import RunHeatMaps, thumbnails
+from pipeline.report_maps import RunHeatMaps
 from pipeline.report_scores import ConceptScores, SharedRows
 from pipeline.rundir import Run
 from pipeline.score import external_scores
 from pipeline.scores import explainer_source, model_source, shards_of
+from pipeline.thumbnails import thumbnails
 
 #: Facts of the ledger that the atlas shows beside the seconds of a stage.
 _WORK = ("rows", "rows_per_second", "bytes", "workers")

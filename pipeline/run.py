@@ -25,7 +25,8 @@ from pipeline.lock import RunLock, locked
 from pipeline.log import say
 from pipeline.moments import gather_moments
 from pipeline.outcome import Summary, summarise
-from pipeline.plan import Plan, prepare
+from pipeline.plan import Plan
+from pipeline.planning import prepare
 from pipeline.record import record, resolved_dtype
 from pipeline.report import report
 from pipeline.rundir import Run

@@ -31,7 +31,7 @@ from pipeline.external import read_explanations, stem_of
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.fit import BLOCK
 from pipeline.lock import locked
-from pipeline.plan import Plan, prepare
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rundir import Run, TableEntry
 from pipeline.scores import (
@@ -114,11 +114,13 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     Raises:
         UsageError: There is no such run, it is not finished, or the file does not fit it.
     """
+    from pipeline.planning import prepare  # loads models, which the tasks of this module do without
+
     run = Run.open(url)
     data = yaml.safe_load(run.folder.read("run.yaml"))
     plan = prepare(parse_config(data, Path.cwd(), source=run.folder.path("run.yaml")))
-    # Models may have run in either format when this was recorded, on whatever machine that was.
-    could = (expect(plan, dtype) for dtype in ("float32", "bfloat16"))
+    # Models may have run in any format when this was recorded, on whatever machine that was.
+    could = (expect(plan, dtype) for dtype in ("float32", "bfloat16", "float16"))
     fresh = next((one for one in could if run.is_fresh(SCORES, one.tables[SCORES])), None)
     if fresh is None:
         raise ConfigError(

@@ -1,7 +1,6 @@
-"""What Ray Data runs in the record stage: decoding a shard, and recording a decoded shard.
+"""Recording a decoded shard: what the actors of the record stage do.
 
-Both map a block to a block. Writing happens in the actor that holds the result, so that activations
-never travel.
+Writing happens in the actor that holds the result, so that activations never travel.
 """
 
 from __future__ import annotations
@@ -9,62 +8,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import closing
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.allocator import keep_freed_memory
 from actors.clip import load_clip
-from actors.decode import Decoder
 from actors.recorder import ClipPart, Recorder, TargetPart
 from actors.targets import load_target
-from actors.views import View
 from core.errors import RecordingError
-from pipeline.columns import activation_column, array_of, binary_column, vectors
+from pipeline.columns import activation_column, array_of, vectors
+from pipeline.decoding import PADDING
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
-from pipeline.plan import ClipPlan, TargetPlan, clip_fingerprint, target_fingerprint
-from pipeline.sources import fetch
-from pipeline.sources_parquet import ParquetRows
+from pipeline.plan import ClipPlan, TargetPlan
+from pipeline.planning import clip_fingerprint, target_fingerprint
 from pipeline.storage import Folder, parquet_bytes
-
-#: Shard number of the rows that fill the last block up to the size of the others.
-PADDING = -1
-
-
-class DecodeShard:
-    """Maps a block of index rows to the same rows with a reason and a column for every view."""
-
-    def __init__(self, views: Mapping[str, View]) -> None:
-        self.views = dict(views)
-        self.__name__ = "decode"
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Fetch and decode each image once; one that cannot be used gets a reason and no pixels."""
-        keep_freed_memory()
-        rows = block.to_pylist()
-        real = [row for row in rows if row["shard"] != PADDING]
-        with closing(ParquetRows()) as opened:
-            decoded = iter(Decoder(self.views, partial(fetch, rows=opened))(real))
-        arrays = {
-            key: np.zeros((len(rows), *view.shape), np.float32 if view.whole else np.uint8)
-            for key, view in self.views.items()
-        }
-        reasons: list[str | None] = []
-        for position, row in enumerate(rows):
-            reason, pixels = ("padding", {}) if row["shard"] == PADDING else next(decoded)
-            reasons.append(reason)
-            for key, array in pixels.items():
-                arrays[key][position] = array
-        block = block.select(["shard", "parts", "image_id", "path", "split"])
-        block = block.append_column("reason", pa.array(reasons, pa.string()))
-        for number, array in enumerate(arrays.values()):
-            block = block.append_column(f"view{number}", binary_column(array))
-        return block
 
 
 class RecordShard:

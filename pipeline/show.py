@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.layers import LayerInfo
+from actors.layer_info import LayerInfo
 from core.errors import ConfigError, close_names
 from pipeline.compare import comparison_lines
 from pipeline.concepts_config import OWN_SCORE

@@ -9,7 +9,7 @@ worker is recorded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ import ray
 from actors.views import View
 from core.errors import NeuroscribeError, RecordingError, StoppedEarly, ThresholdError
 from pipeline.concepts import kept_images
-from pipeline.engine import Workers, data_context, run_tasks
+from pipeline.decoding import PADDING, DecodeShard
+from pipeline.engine import Workers, data_context
 from pipeline.expected import (
     ACTIVATIONS,
     IMAGES,
@@ -31,15 +32,12 @@ from pipeline.expected import (
     Expected,
     embeddings_table,
 )
+from pipeline.images_table import missing_parts, rows_of, write_images
 from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, Plan, Shard, TargetPlan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
-from pipeline.shards import PADDING, DecodeShard, RecordShard
+from pipeline.shards import RecordShard
 from pipeline.sources import count_splits
-from pipeline.storage import Folder
-
-#: Shards whose rows of the images table one task writes.
-LANE = 64
 
 #: Small files that are read at once.
 READERS = 16
@@ -73,7 +71,7 @@ def record_tables(
             bad = read_quarantine(run, expected)
             run.folder.write_table("quarantine.parquet", bad)
     refuse_above(run, plan, bad.num_rows)
-    _write_images(run, plan, expected)
+    write_images(run, plan, expected)
     _commit(run, plan, expected, bad)
 
 
@@ -86,13 +84,6 @@ def withdraw_pending(run: Run, pending: Mapping[int, list[str]]) -> None:
 def decoded_tables(plan: Plan) -> list[str]:
     """Tables whose parts need the pixels: what cannot be used, and what each model makes of them."""
     return [QUARANTINE, ACTIVATIONS, *(embeddings_table(name) for name in plan.clips)]
-
-
-def missing_parts(run: Run, table: str, expected: Expected) -> list[int]:
-    """Numbers of the shards that lack their part of a table."""
-    there = set(run.part_files(expected.places[table]))
-    names = (name.rsplit("/", 1)[-1] for name in expected.parts[table])
-    return [number for number, name in enumerate(names) if name not in there]
 
 
 def pending_shards(run: Run, plan: Plan, expected: Expected) -> dict[int, list[str]]:
@@ -291,11 +282,6 @@ def own_error(error: BaseException) -> BaseException:
     return error
 
 
-def rows_of(plan: Plan, shard: Shard) -> pa.Table:
-    """The index's rows of a shard."""
-    return plan.index.rows.slice(shard.start, shard.stop - shard.start)
-
-
 def block_of(rows: pa.Table, shard: Shard, parts: Mapping[str, str]) -> pa.Table:
     """Rows of one shard as actors take them; the first carries the names of the parts, as JSON."""
     numbers = pa.array([shard.number] * rows.num_rows, pa.int32())
@@ -310,29 +296,6 @@ def _padded(block: pa.Table, size: int) -> pa.Table:
         return block
     empty = pa.Table.from_pylist([{"shard": PADDING}] * missing, schema=block.schema)
     return pa.concat_tables([block, empty]).combine_chunks()
-
-
-def _write_images(run: Run, plan: Plan, expected: Expected) -> None:
-    """Write the parts of the images table: the rows of the index that are not in quarantine."""
-    jobs = [
-        (
-            expected.parts[IMAGES][number],
-            expected.parts[QUARANTINE][number],
-            rows_of(plan, shard).select(["image_id", "path", "split", "label"]).combine_chunks(),
-        )
-        for number, shard in ((n, plan.shards[n]) for n in missing_parts(run, IMAGES, expected))
-    ]
-    if jobs:
-        run.withdraw(IMAGES)
-    calls = [(run.folder, jobs[start : start + LANE]) for start in range(0, len(jobs), LANE)]
-    for _ in run_tasks(_derive_images, calls):
-        pass
-
-
-def _derive_images(folder: Folder, jobs: Sequence[tuple[str, str, pa.Table]]) -> None:
-    for name, quarantine, rows in jobs:
-        bad = folder.read_table(quarantine, ["image_id"])["image_id"].combine_chunks()
-        folder.write_table(name, rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=bad))))
 
 
 def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:

@@ -19,13 +19,14 @@ from pipeline.expected import (
     scores_table,
 )
 from pipeline.explainers import ExplainerPlan
+from pipeline.images_table import missing_parts
 from pipeline.moments import lane_memory
 from pipeline.pace import Pace
 from pipeline.plan import Plan
 from pipeline.rundir import Run
 from pipeline.scores import active_positions
 from pipeline.sharpen import CONCEPTS_TRIED, IMAGES_TRIED, LENGTH_TRIED, NEURONS_TRIED
-from pipeline.stream import decoded_tables, missing_parts, models_of
+from pipeline.stream import decoded_tables, models_of
 from pipeline.targets import columns_of
 
 #: Seconds of a worker process that imports torch and the model libraries, and of the first tasks of a stage,

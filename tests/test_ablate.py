@@ -23,7 +23,7 @@ from pipeline.cli import main
 from pipeline.config import parse_config
 from pipeline.engine import recording_workers
 from pipeline.expected import expect
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.run import execute
 from pipeline.rundir import Run
 

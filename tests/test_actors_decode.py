@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from torchvision import transforms as tv
 
 from actors.decode import Decoder, decode
-from actors.views import split_transform
+from actors.preprocessing import split_transform
 from core.errors import UnreadableImage
 
 RNG = np.random.default_rng(7)

@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 
 from actors.decode import decode
 from actors.fingerprint import state_fingerprint
+from actors.preprocessing import split_transform
 from actors.targets import load_target
-from actors.views import split_transform
 from core.errors import ModelError, UnreadableImage
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ from torchvision import transforms
 
 from actors.heat_maps import BATCH, HeatMapper, has_map, map_shape, seen_share
 from actors.layers import describe_layers
+from actors.preprocessing import split_transform
 from actors.targets import Target
-from actors.views import split_transform
 
 
 class Network(nn.Module):

@@ -17,7 +17,7 @@ from core.errors import SourceError, UnreadableImage
 from pipeline import planted, sources_files
 from pipeline.config import parse_config
 from pipeline.images_config import ImagesConfig
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run
 from pipeline.sources import fetch, read_index

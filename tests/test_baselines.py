@@ -20,7 +20,8 @@ from pipeline import baselines, dissect
 from pipeline.baselines import BASELINES, check_baselines, compare, make_baselines
 from pipeline.compare import COMPARISON_SCHEMA, comparison_lines
 from pipeline.config import parse_config
-from pipeline.plan import Plan, prepare
+from pipeline.plan import Plan
+from pipeline.planning import prepare
 from pipeline.planted import NAMES
 from pipeline.rundir import Run
 from pipeline.scores import ScoreSource

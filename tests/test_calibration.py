@@ -17,7 +17,7 @@ from core.calibration import PRIOR
 from core.concept_scores import sigmoid_scores
 from core.errors import ConfigError
 from pipeline.config import parse_config
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline import planted
 from pipeline.cli import main
 from pipeline.config import load_config
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.rundir import Run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -34,7 +34,7 @@ from pipeline.config import parse_config
 from pipeline.engine import Workers
 from pipeline.expected import STAGES, made_by
 from pipeline.fused import refuse_beyond_memory
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.scorers import GpuScorer, Scorer

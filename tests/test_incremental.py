@@ -15,20 +15,21 @@ from core.sharpness import NATIVE, Sharpness
 from pipeline import planted as planted_network
 from pipeline.concepts import embed_texts
 from pipeline.config import Config, parse_config
+from pipeline.decoding import DecodeShard
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE, STAGES, embeddings_table, expect
 from pipeline.expected import IMAGES as IMAGES_TABLE
 from pipeline.fingerprints import fingerprint
+from pipeline.images_table import rows_of
 from pipeline.lanes import RecordLane, Sought
 from pipeline.moment_files import Block, Layout, lanes_of, read_moments, waves_of
 from pipeline.moments import BlockSums, Output, outputs_of
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.running_totals import _addition, _fold
 from pipeline.scores import divided
-from pipeline.shards import DecodeShard
-from pipeline.stream import block_of, models_of, rows_of
+from pipeline.stream import block_of, models_of
 from pipeline.targets import Column, columns_of
 
 TESTS = Path(__file__).parent

@@ -21,7 +21,7 @@ from pipeline.cli import main
 from pipeline.config import parse_config
 from pipeline.expected import expect
 from pipeline.external import EXTERNAL_SCHEMA, read_explanations
-from pipeline.plan import prepare
+from pipeline.planning import prepare
 from pipeline.planted import NAMES
 from pipeline.rundir import Run
 from pipeline.score import (

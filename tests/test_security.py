@@ -26,9 +26,9 @@ from core.errors import ConfigError, ModelError
 from pipeline import planted
 from pipeline.cli import main
 from pipeline.config import load_config, parse_config
+from pipeline.decoding import DecodeShard
 from pipeline.images_config import ImagesConfig
 from pipeline.rundir import Run
-from pipeline.shards import DecodeShard
 from pipeline.sources import read_index
 from pipeline.storage import Folder
 from pipeline.urls import refuse_secret

@@ -17,7 +17,8 @@ from core.errors import ConfigError
 from core.sharpness import GRID, NATIVE, NEARLY, Sharpness, choose_sharpness
 from pipeline.config import parse_config
 from pipeline.fit_config import FitConfig
-from pipeline.plan import Plan, prepare
+from pipeline.plan import Plan
+from pipeline.planning import prepare
 from pipeline.rundir import Run
 from pipeline.scores import model_source, read_sharpness
 from pipeline.sharpen import _given, _try

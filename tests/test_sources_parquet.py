@@ -17,13 +17,14 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from torchvision import transforms as tv
 
-from actors.views import View, split_transform
+from actors.preprocessing import split_transform
+from actors.views import View
 from core.errors import SourceError, StoppedEarly
 from pipeline import sources_files
 from pipeline.concepts_config import ConceptsConfig
+from pipeline.decoding import DecodeShard
 from pipeline.explainers import image_scores, plan_explainer
 from pipeline.images_config import ImagesConfig
-from pipeline.shards import DecodeShard
 from pipeline.sources import ImageIndex, fetch, read_index
 from pipeline.sources_parquet import ParquetRows
 

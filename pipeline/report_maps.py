@@ -1,14 +1,11 @@
-"""Pictures of an atlas: thumbnails, and maps of where neurons are active in them.
+"""Maps of where neurons are active in the images that an atlas shows.
 
-Both need the images themselves once more, of which tasks fetch those that some page shows. In the order
-of the index, images in one Parquet file or row group are read one after the other.
+They need the images themselves once more, and the network: actors hold it as when recording.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,63 +14,17 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from actors.decode import decode
 from actors.heat_maps import BATCH, HeatMapper, Maps, has_map, map_shape, seen_share
 from actors.targets import load_target
-from core.errors import RecordingError, UnreadableImage
+from core.errors import RecordingError
 from pipeline.atlas.data import Pairs
 from pipeline.columns import array_of
-from pipeline.engine import Workers, run_tasks
-from pipeline.plan import Plan, TargetPlan, target_fingerprint
+from pipeline.engine import Workers
+from pipeline.plan import Plan, TargetPlan
+from pipeline.planning import target_fingerprint
 from pipeline.progress import Progress
 from pipeline.replays import Replayers
-from pipeline.sources import fetch
-from pipeline.sources_parquet import ParquetRows
-
-#: Longer side of an image in the atlas, in pixels, and its JPEG quality.
-THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 112, 82
-
-#: Images that one task makes small.
-THUMBNAILS_PER_TASK = 256
-
-
-def index_rows(plan: Plan, images: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """Rows of the index of some of the atlas's images, in their order."""
-    index = plan.index.rows
-    wanted = images["image_id"].take(pa.array(rows, pa.int64()))
-    return index.take(pc.index_in(wanted, value_set=index["image_id"].combine_chunks()))
-
-
-def thumbnails(plan: Plan, images: pa.Table, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """Small pictures of some images, fetched again from where they are.
-
-    Args:
-        plan: Says where images are.
-        images: The atlas's images.
-        rows: Ascending rows of it. An image that cannot be read any more is left out.
-    """
-    wanted = index_rows(plan, images, rows).select(["url", "offset", "length", "stamp"])
-    calls = []
-    for start in range(0, len(rows), THUMBNAILS_PER_TASK):
-        chunk = [int(row) for row in rows[start : start + THUMBNAILS_PER_TASK]]
-        calls.append((chunk, wanted.slice(start, len(chunk)).to_pylist()))
-    for _, pictures in run_tasks(_make_small, calls):
-        yield from pictures
-
-
-def _make_small(rows: Sequence[int], places: Sequence[dict[str, Any]]) -> list[tuple[int, bytes]]:
-    pictures = []
-    with closing(ParquetRows()) as opened:
-        for row, place in zip(rows, places, strict=True):
-            try:
-                image = decode(fetch(place, opened))
-            except (OSError, UnreadableImage):
-                continue
-            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            sink = io.BytesIO()
-            image.save(sink, "JPEG", quality=THUMBNAIL_QUALITY)
-            pictures.append((row, sink.getvalue()))
-    return pictures
+from pipeline.thumbnails import index_rows
 
 
 class HeatMapTask:
