@@ -30,8 +30,8 @@ ATLAS = "atlas"
 STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate", "report")
 
 #: Raised when the same sources and settings would give other results.
-SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 3, 3, 4, 4, 6
-ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION = 1, 2, 1
+SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 3, 4, 4, 4, 6
+ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION, SIGMOID_VERSION = 1, 2, 1, 2
 
 
 def embeddings_table(name: str) -> str:
@@ -279,5 +279,10 @@ def _concept_scores(
         kept = [] if plan.config.recordings.keep == "all" else ["test"]
         return [fingerprint(part, explainer.fingerprint, *kept) for part in made[IMAGES]]
     clip = plan.clips[explainer.name]
-    facts = (clip.fingerprint, explainer.fingerprint, *calibrations[explainer.name])
+    facts = (
+        SIGMOID_VERSION,
+        clip.fingerprint,
+        explainer.fingerprint,
+        *calibrations[explainer.name],
+    )
     return [fingerprint(part, *facts) for part in made[embeddings_table(explainer.name)]]

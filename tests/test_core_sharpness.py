@@ -32,13 +32,23 @@ def test_the_grid_goes_from_sharp_to_soft_through_the_models_own() -> None:
         assert (max(tried), min(tried)) <= (2.0, 0.13)
 
 
-def test_without_a_shift_scores_are_the_sigmoid_of_factor_times_logit_to_the_bit() -> None:
+def test_scores_are_the_sigmoid_rounded_once_to_float32() -> None:
     logits = np.random.default_rng(0).normal(-6, 4, (400, 30)).astype(np.float32)
     logits[0, :4] = [0.0, -0.0, np.inf, np.nan]
-    for factor in FACTORS:
-        expected = expit(np.multiply(logits, factor, dtype=np.float32))
-        assert sharpened(logits, Sharpness(factor)).tobytes() == expected.tobytes()
-    assert sharpened(logits).tobytes() == expit(logits).tobytes()
+    exactly = logits.astype(np.longdouble)
+    with np.errstate(over="ignore"):
+        for factor, shift in [*GRID, (1.0, 0.0)]:
+            expected = (1 / (1 + np.exp(-(factor * exactly + shift)))).astype(np.float32)
+            np.testing.assert_array_equal(sharpened(logits, Sharpness(factor, shift)), expected)
+        np.testing.assert_array_equal(sharpened(logits), expit(exactly).astype(np.float32))
+
+
+def test_a_score_does_not_depend_on_the_scores_beside_it() -> None:
+    logits = np.random.default_rng(2).normal(-6, 4, (3000, 33)).astype(np.float32)
+    whole = sharpened(logits, Sharpness(0.3, 0.5))
+    for rows in (1, 7, 16, 31, 1000):
+        found = sharpened(logits[5 : 5 + rows, 3:9], Sharpness(0.3, 0.5))
+        np.testing.assert_array_equal(found, whole[5 : 5 + rows, 3:9])
 
 
 def test_a_shift_is_added_to_the_logits_once_they_are_multiplied() -> None:
@@ -48,7 +58,7 @@ def test_a_shift_is_added_to_the_logits_once_they_are_multiplied() -> None:
         found = sharpened(logits, Sharpness(factor, shift))
         assert found.dtype == np.float32
         expected = 1 / (1 + np.exp(-(factor * logits.astype(np.float64) + shift)))
-        np.testing.assert_allclose(found, expected, rtol=4e-6)
+        np.testing.assert_allclose(found, expected, rtol=6e-8)
     assert np.array_equal(logits, before)
 
 
