@@ -3,18 +3,20 @@
 The unit of work is a lane of consecutive shards, the same that `pipeline.moments` sums, because sums
 must be added in one order whatever the workers. Tasks decode shards; an actor takes the shards of a lane
 in their order (`pipeline.lanes`) and at its end writes the files that the moments stage merges. A lane
-whose actor is lost is recorded again by another; a lane whose files are there never is.
+whose actor is lost is recorded again by another; a lane whose files are there never is. What a pilot has
+recorded of a shard is read, not recorded again.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import ray
 
 from core.errors import ConfigError, StoppedEarly
@@ -31,10 +33,10 @@ from pipeline.expected import (
 )
 from pipeline.explainers import ExplainerPlan, image_scores
 from pipeline.images_table import rows_of
-from pipeline.lanes import RecordLane, Sought
+from pipeline.lanes import LaneShard, RecordLane, Sought
 from pipeline.moment_files import Stretch, contents_file, lanes_of, layout_of, waves_of
 from pipeline.moments import lane_memory, outputs_of
-from pipeline.pilot import Pilot
+from pipeline.pilot import Pilot, Taken
 from pipeline.plan import Plan
 from pipeline.rundir import Run
 from pipeline.running_totals import RunningTotals
@@ -99,7 +101,10 @@ def take_moments(
         bad = read_quarantine(run, expected).num_rows
         refuse_above(run, plan, bad)
         try:
-            recording = _Recording(run, plan, expected, workers, dtype, sought, stretches, there)
+            taken = pilot.taken({ACTIVATIONS, *(one.table for one in sought if one.table)})
+            recording = _Recording(
+                run, plan, expected, workers, dtype, sought, stretches, there, taken
+            )
             recording.carry_out(bad, facts)
         finally:
             run.folder.write_table("quarantine.parquet", read_quarantine(run, expected))
@@ -146,8 +151,9 @@ class _Recording:
         sought: Sequence[Sought],
         stretches: Sequence[Sequence[Stretch]],
         there: Collection[str],
+        taken: Mapping[int, Taken],
     ) -> None:
-        self.run, self.plan, self.workers = run, plan, workers
+        self.run, self.plan, self.workers, self.taken = run, plan, workers, taken
         self.sought = sought
         self.stretches = [stretch for lacking in stretches for stretch in lacking]
         self.lanes = lanes_of(len(plan.shards))
@@ -272,12 +278,15 @@ class _Recording:
         """Keep some shards of a lane decoded ahead; calls of one caller are answered in their order."""
         while lane.waiting and len(lane.replies) < self.ahead:
             number = lane.waiting.popleft()
-            shard = self.plan.shards[number]
-            block = self.decode.remote(
-                block_of(rows_of(self.plan, shard), shard, self.parts[number])
-            )
-            last = not lane.waiting
-            lane.replies.append((number, lane.actor.add.remote(block, last)))
+            rows, parts = rows_of(self.plan, self.plan.shards[number]), self.parts[number]
+            seen = rows.select(["image_id", "split"]).combine_chunks()
+            last, taken = not lane.waiting, self.taken.get(number)
+            work = LaneShard(number, seen, parts, last, taken)
+            left = rows if taken is None else rows.filter(pc.invert(taken.drawn))
+            block = None
+            if left.num_rows:
+                block = self.decode.remote(block_of(left, self.plan.shards[number], parts))
+            lane.replies.append((number, lane.actor.add.remote(work, block)))
         if not lane.waiting and not lane.finishing:
             lane.finishing = True
             lane.replies.append((None, lane.actor.finish.remote()))

@@ -2,13 +2,12 @@
 
 The shards of a lane come to one actor in their order. Each is recorded as anywhere else; rows of test
 images are written, and rows of the others are added to sums that stay in the actor, on its GPU if it has
-one. On a CPU the sums are those of `pipeline.moments`, batch for batch and bit for bit. On a GPU concept
-scores are made there too, and differ from the stored path by rounding.
+one. Rows that a pilot has recorded are read instead. On a CPU the sums are those of `pipeline.moments`,
+batch for batch and bit for bit; on a GPU, where concept scores are made too, up to rounding in float64.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,24 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from core.errors import RecordingError
 from core.sharpness import Sharpness
+from pipeline.columns import matrix
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.explainers import ImageScores
 from pipeline.moments import ROWS, BlockSums, Output
+from pipeline.pilot import Taken
 from pipeline.plan import ClipPlan, TargetPlan
 from pipeline.scorers import GpuScorer, Scorer
 from pipeline.scores import Shards
-from pipeline.shards import RecordShard
+from pipeline.shards import Among, RecordShard
 from pipeline.storage import Folder
+
+#: What is known of no images.
+_NOTHING = {name: pa.array([], pa.string()) for name in ("image_id", "path", "split", "reason")}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,47 @@ class Sought:
     shift: float
     positions: np.ndarray
     """Positions of the concepts of the moments in its list, ascending."""
+
+
+@dataclass(frozen=True)
+class LaneShard:
+    """What is to be done with one shard of a lane."""
+
+    number: int
+    rows: pa.Table
+    """All its images in their order: image_id, split."""
+    parts: dict[str, str]
+    """Parts to write, by table; that of the quarantine always."""
+    last: bool
+    """Whether it is the lane's last."""
+    taken: Taken | None = None
+    """What a pilot has of it."""
+
+
+class _Read:
+    """What a pilot has recorded of a shard, read."""
+
+    def __init__(self, folder: Folder, shard: LaneShard, tables: Sequence[str]) -> None:
+        self.rows: dict[str, dict[str, np.ndarray]] = {}
+        """Columns of what models made of the images, by table."""
+        self.images = shard.rows.slice(0, 0)
+        bad = pa.table(_NOTHING).drop_columns(["split"])
+        if shard.taken is not None:
+            bad = folder.read_table(shard.taken.parts[QUARANTINE])
+            drawn = shard.rows.filter(shard.taken.drawn)
+            lost = pc.is_in(drawn["image_id"], value_set=bad["image_id"].combine_chunks())
+            self.images = drawn.filter(pc.invert(lost))
+            for table in tables:
+                part = folder.read_table(shard.taken.parts[table]).drop_columns(["image_id"])
+                self.rows[table] = {name: matrix(part[name]) for name in part.column_names}
+        self.among = Among(shard.rows["image_id"].combine_chunks(), bad)
+
+    def with_others(self, table: str, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns of the images that were read, and after them those of the others."""
+        if table not in self.rows:
+            return dict(columns)
+        known = self.rows[table]
+        return {name: np.concatenate([known[name], values]) for name, values in columns.items()}
 
 
 class RecordLane(RecordShard):
@@ -91,46 +137,58 @@ class RecordLane(RecordShard):
         self._batches = Batches(self.shards.subsets)
         self._expected = first
 
-    def add(self, block: pa.Table, last: bool) -> dict[str, Any]:
+    def add(self, shard: LaneShard, block: pa.Table | None) -> dict[str, Any]:
         """Record one shard: write its test rows, add the others; returns figures for the ledger.
+
+        Args:
+            shard: What to do.
+            block: The decoded images; None where there are none to decode.
 
         Raises:
             RecordingError: A shard out of its turn.
         """
-        number = block["shard"][0].as_py()
-        if number != self._expected:
+        if shard.number != self._expected:
             raise RecordingError(
-                f"shard {number} came where {self._expected} was expected: a fault in streaming"
+                f"shard {shard.number} came where {self._expected} was expected: a fault in streaming"
             )
         self._expected += 1
-        parts: dict[str, str] = json.loads(block["parts"][0].as_py())
-        images, bad, written = self.usable(number, block, parts[QUARANTINE])
-        splits = images["split"].to_numpy()
-        image_ids = images["image_id"].to_pylist()
-        test = splits == "test"
         begun = time.perf_counter()
-        needed = {ACTIVATIONS, *(one.table for one in self.sought if one.table)}
+        parts = shard.parts
+        needed = [ACTIVATIONS, *dict.fromkeys(one.table for one in self.sought if one.table)]
+        known = _Read(self.folder, shard, needed)
+        block = self._nothing() if block is None else block
+        images, bad, written = self.usable(shard.number, block, parts[QUARANTINE], known.among)
+        test = images["split"].to_numpy() == "test"
         views = self.pixels(images)
         rows: dict[str, np.ndarray] = {}
         overflowed, write = 0, 0.0
         for table in [*needed, *(t for t in parts if t not in (*needed, QUARANTINE))]:
             whole = table in needed
-            seen = views if whole else {key: pixels[test] for key, pixels in views.items()}
-            columns, beyond = self.columns(table, seen)
+            if whole and not images.num_rows and known.rows:
+                columns, beyond = {name: v[:0] for name, v in known.rows[table].items()}, 0
+            else:
+                seen = views if whole else {key: pixels[test] for key, pixels in views.items()}
+                columns, beyond = self.columns(table, seen)
             overflowed += beyond
             if whole:
-                rows |= columns if table == ACTIVATIONS else {table: columns["embedding"]}
+                both = known.with_others(table, columns)
+                rows |= both if table == ACTIVATIONS else {table: both["embedding"]}
             if table in parts:
                 started = time.perf_counter()
                 kept = {name: values[test] if whole else values for name, values in columns.items()}
                 written += self.write(parts[table], images["image_id"].filter(pa.array(test)), kept)
                 write += time.perf_counter() - started
+        together = pa.concat_tables([known.images, images.select(["image_id", "split"])])
+        order = known.among.order(together["image_id"])
+        image_ids = together["image_id"].take(order).to_pylist()
+        splits = together["split"].take(order).to_numpy()
+        rows = {name: values[order.to_numpy()] for name, values in rows.items()}
         for one, scorer in zip(self.sought, self.scorers, strict=True):
             if isinstance(scorer, _Known):
                 rows[_known_rows(one)] = scorer.of(image_ids)
         recorded = time.perf_counter()
         masks = {s: self.shards.inside(image_ids, splits, s) for s in self.shards.subsets}
-        for subset, batch in self._batches.add(rows, masks, last):
+        for subset, batch in self._batches.add(rows, masks, shard.last):
             self._add(subset, batch)
         return {
             "images": len(splits),
@@ -141,6 +199,13 @@ class RecordLane(RecordShard):
             "write_seconds": write,
             "sum_seconds": time.perf_counter() - recorded,
         }
+
+    def _nothing(self) -> pa.Table:
+        """A block without images."""
+        empty = pa.array([], pa.binary(1))
+        return pa.table(
+            {**_NOTHING, **{f"view{number}": empty for number in range(len(self.views))}}
+        )
 
     def _add(self, subset: str, batch: Mapping[str, np.ndarray]) -> None:
         """Add images of a subset to the sums of every explainer."""

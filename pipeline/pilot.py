@@ -3,13 +3,16 @@
 Moments that are taken while images pass by need to be told beforehand which concepts are active and how
 sharp their scores should be. Both are decided here, by the code that decides them where all images are
 kept, on the sample that the sharpness is chosen with anyway: where that is every training and validation
-image, the answers are the same. The sample's recordings are deleted when the moments are taken.
+image, the answers are the same. Where the sample is a good part of the images, its shards are cut along
+those of the run, and what was recorded of them is not recorded again. The sample's recordings are deleted
+when the moments are taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,8 @@ from pipeline.expected import (
     table_path,
 )
 from pipeline.explainers import ExplainerPlan
-from pipeline.plan import Plan, cut_shards
+from pipeline.images_table import missing_parts
+from pipeline.plan import Plan, cut_at, cut_shards
 from pipeline.rundir import Run
 from pipeline.scores import active_positions, explainer_source, shards_of
 from pipeline.screening import screened
@@ -44,6 +48,20 @@ from pipeline.sharpen import IMAGES_TRIED, sharpen
 from pipeline.stream import record_tables
 
 FOLDER = "recordings/pilot"
+
+#: Least share of all images at which a pilot's recordings are used again: below it they save little, and
+#: shards cut along those of the run would be many and small.
+REUSED = 0.1
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a pilot has recorded of a shard of the run."""
+
+    drawn: pa.Array
+    """Which of the shard's images these are, bool."""
+    parts: dict[str, str]
+    """Files in the run, by table."""
 
 
 class Pilot:
@@ -54,6 +72,10 @@ class Pilot:
         self._workers, self._dtype = workers, dtype
         self.run = Run(run.folder.path(FOLDER), run.store)
         self._recorded: tuple[Plan, Expected] | None = None
+
+    @cached_property
+    def _sample(self) -> _Sample:
+        return _sampled(self._whole_plan)
 
     def decide(self, expected: Expected) -> None:
         """Commit which concepts are active, and the sharpness of each layer, unless they are known."""
@@ -90,7 +112,7 @@ class Pilot:
     def recorded(self) -> tuple[Plan, Expected]:
         """Record and score the sample, as far as that is not done."""
         if self._recorded is None:
-            own = _sampled(self._whole_plan)
+            own = self._sample.plan
             expected = expect(own, self._dtype)
             facts: dict[str, Any] = {"rows": 0, "bytes": 0}
             record_tables(self.run, own, expected, self._workers, self._dtype, facts, "pilot")
@@ -98,6 +120,25 @@ class Pilot:
             score_tables(self.run, own, expected, facts)
             self._recorded = own, expected
         return self._recorded
+
+    def taken(self, tables: Collection[str]) -> dict[int, Taken]:
+        """By number of a shard of the run: what is there of it in all of some tables.
+
+        In a start that did not need to decide anything that is what an earlier one has left.
+        """
+        if not _reused(self._whole_plan):
+            return {}
+        sample = self._sample
+        expected = self._recorded[1] if self._recorded else expect(sample.plan, self._dtype)
+        wanted = [QUARANTINE, *tables]
+        lacking = {n for table in wanted for n in missing_parts(self.run, table, expected)}
+        found = {}
+        for number, own in sample.places.items():
+            if own not in lacking:
+                shard = self._whole_plan.shards[number]
+                parts = {table: f"{FOLDER}/{expected.parts[table][own]}" for table in wanted}
+                found[number] = Taken(pa.array(sample.drawn[shard.start : shard.stop]), parts)
+        return found
 
     def _share_texts(self, explainers: Sequence[ExplainerPlan]) -> None:
         """Embed concept texts once, for the run and for its pilot."""
@@ -124,7 +165,24 @@ class Pilot:
             folder.delete(name)
 
 
-def _sampled(plan: Plan) -> Plan:
+@dataclass(frozen=True)
+class _Sample:
+    """The images of a pilot."""
+
+    plan: Plan
+    drawn: np.ndarray
+    """Which images of the run these are."""
+    places: dict[int, int]
+    """By number of a shard of the run, the shard of the sample that is cut along it; else empty."""
+
+
+def _reused(plan: Plan) -> bool:
+    """Whether a pilot's recordings are used again."""
+    images: int = plan.index.rows.num_rows
+    return images * REUSED <= IMAGES_TRIED
+
+
+def _sampled(plan: Plan) -> _Sample:
     """The same plan for the sample alone, everything of which is kept; its simulators are left out.
 
     What is recorded of a sample is of no use to other runs, and lies in the run.
@@ -145,13 +203,21 @@ def _sampled(plan: Plan) -> Plan:
     # The limit on images that cannot be used is for all images, not for a sample.
     kept = {"keep": "all", "max_quarantined": 1.0}
     recordings = config.recordings.model_copy(update=kept)
+    places: dict[int, int] = {}
+    if _reused(plan):
+        counts = [int(drawn[shard.start : shard.stop].sum()) for shard in plan.shards]
+        shards = cut_at(index, [0, *np.cumsum(counts).tolist()])
+        places = {number: own for own, number in enumerate(np.flatnonzero(counts).tolist())}
+    else:
+        shards = cut_shards(index, recordings.shard_size)
     explained = {explainer.name for explainer in plan.explainers}
-    return replace(
+    own = replace(
         plan,
         config=config.model_copy(
             update={"recordings": recordings, "simulators": [], "store": None}
         ),
         index=index,
-        shards=cut_shards(index, recordings.shard_size),
+        shards=shards,
         clips={name: clip for name, clip in plan.clips.items() if name in explained},
     )
+    return _Sample(own, drawn, places)

@@ -5,7 +5,9 @@ Tasks that read tables get parts of it, and do without PyTorch: nothing here imp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,17 +109,24 @@ class Plan:
 
 def cut_shards(index: ImageIndex, size: int) -> list[Shard]:
     """Cut the index into shards of `size` images, each with the fingerprint of its content."""
-    shards = []
-    for number, start in enumerate(range(0, index.rows.num_rows, size)):
-        rows = index.rows.slice(start, size)
-        extra = (
-            index.attributes.slice(start, size) if index.attributes.num_columns else pa.table({})
-        )
+    count = index.rows.num_rows
+    return cut_at(index, [*range(0, count, size), count])
+
+
+def cut_at(index: ImageIndex, bounds: Sequence[int]) -> list[Shard]:
+    """Cut the index where shards begin and end; where nothing lies between two bounds, there is none."""
+    shards: list[Shard] = []
+    for start, stop in pairwise(bounds):
+        if stop == start:
+            continue
+        rows = index.rows.slice(start, stop - start)
+        named = index.attributes.num_columns
+        extra = index.attributes.slice(start, stop - start) if named else pa.table({})
         shards.append(
             Shard(
-                number=number,
+                number=len(shards),
                 start=start,
-                stop=start + rows.num_rows,
+                stop=stop,
                 pixels=fingerprint_table(rows.select(["image_id", "stamp"])),
                 rows=fingerprint(fingerprint_table(rows), fingerprint_table(extra)),
             )

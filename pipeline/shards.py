@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,25 @@ from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.plan import ClipPlan, TargetPlan
 from pipeline.planning import clip_fingerprint, target_fingerprint
 from pipeline.storage import Folder, parquet_bytes
+
+
+@dataclass(frozen=True)
+class Among:
+    """Where some images of a shard stand among all of it."""
+
+    image_ids: pa.Array
+    """All images of the shard, in its order."""
+    bad: pa.Table
+    """Others of them that cannot be used: image_id, path, reason."""
+
+    def with_others(self, bad: pa.Table) -> pa.Table:
+        """Images that cannot be used, these and the others, in the shard's order."""
+        rows = pa.concat_tables([self.bad.cast(bad.schema), bad])
+        return rows.take(self.order(rows["image_id"]))
+
+    def order(self, image_ids: pa.ChunkedArray) -> pa.Array:
+        """What brings some of the images into the shard's order."""
+        return pc.sort_indices(pc.index_in(image_ids, value_set=self.image_ids))
 
 
 class RecordShard:
@@ -106,20 +126,29 @@ class RecordShard:
         lists = {column: vectors(values) for column, values in columns.items()}
         return self.folder.write_table(name, pa.table({"image_id": image_ids, **lists}))
 
-    def usable(self, number: int, block: pa.Table, quarantine: str) -> tuple[pa.Table, int, int]:
+    def usable(
+        self, number: int, block: pa.Table, quarantine: str, among: Among | None = None
+    ) -> tuple[pa.Table, int, int]:
         """The images to use, how many are not, and the bytes written to say so.
 
         What cannot be used is decided when a shard is first recorded, and written before anything
         else: every later pass, by whatever model, uses the same images.
+
+        Args:
+            number: The shard.
+            block: Decoded images, all or some of it.
+            quarantine: Its part of the quarantine.
+            among: The shard's other images, where the block is not all of it.
         """
         good = pc.is_null(block["reason"])
         bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
+        if among is not None:
+            bad = among.with_others(bad)
         data = parquet_bytes(bad)
         if self.folder.create(quarantine, data):
             return block.filter(good), bad.num_rows, len(data)
         known = self.folder.read_table(quarantine, ["image_id"])["image_id"].combine_chunks()
-        used = pc.invert(pc.is_in(block["image_id"], value_set=known))
-        lost = block.filter(pc.and_(used, pc.invert(good)))
+        lost = bad.filter(pc.invert(pc.is_in(bad["image_id"], value_set=known)))
         if lost.num_rows:
             raise RecordingError(
                 f"shard {number}: {lost.num_rows} images that could be used when it was first "
@@ -127,6 +156,7 @@ class RecordShard:
                 f"({lost['reason'][0].as_py()}), yet the files look unchanged; run again when the "
                 "storage is well"
             )
+        used = pc.invert(pc.is_in(block["image_id"], value_set=known))
         return block.filter(used), len(known), 0
 
     def columns(

@@ -24,6 +24,7 @@ import yaml
 import pipeline.lanes
 import pipeline.moment_files
 import pipeline.moments
+import pipeline.pilot
 import pipeline.sharpen
 from core.errors import ConfigError
 from core.moment_sums import MomentSum
@@ -33,8 +34,9 @@ from pipeline.cli import main
 from pipeline.columns import matrix
 from pipeline.config import parse_config
 from pipeline.engine import Workers
-from pipeline.expected import STAGES, made_by
+from pipeline.expected import STAGES, Expected, made_by
 from pipeline.fused import refuse_beyond_memory
+from pipeline.pilot import Pilot
 from pipeline.planning import prepare
 from pipeline.run import execute
 from pipeline.rundir import Run
@@ -167,6 +169,38 @@ def test_explanations_and_moments_are_the_bits_of_the_stored_path(stored: Run, f
         "a model's scores are shifted, and no label"
     )
     assert any(f != 1.0 for f in chosen["factor"].to_pylist()), "no layer's sharpness was chosen"
+
+
+def test_what_the_pilot_recorded_is_not_looked_at_again(
+    stored: Run, folder: Path, bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "images", tmp_path / "images")
+    images = tmp_path / "images"
+    for name in ("concepts.parquet", "list.txt"):
+        shutil.copy(folder / name, tmp_path)
+    decide, gone = Pilot.decide, []
+
+    def then_remove_its_images(pilot: Pilot, expected: Expected) -> None:
+        decide(pilot, expected)
+        for row in prepare(parse_config(sections(tmp_path), base=TESTS)).index.rows.to_pylist():
+            if row["split"] != "test":
+                (images / row["image_id"]).unlink()
+                gone.append(row["image_id"])
+
+    monkeypatch.setattr(Pilot, "decide", then_remove_its_images)
+    run = carried_out(tmp_path, tmp_path / "run", "test", TO_SCORES)
+    assert len(gone) > 100
+    assert bad in gone
+    for table in set(RESULTS) - {"quarantine"}:
+        assert run.read(table).equals(stored.read(table)), table
+    assert run.read("quarantine")["image_id"].to_pylist() == [bad]
+
+
+def test_a_pilot_that_is_a_small_part_is_recorded_again_to_the_same_bits(
+    stored: Run, folder: Path, bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.pilot, "REUSED", float("inf"))
+    assert_same_bits(carried_out(folder, tmp_path, "test", TO_SCORES), stored)
 
 
 def test_only_rows_of_test_images_are_on_disk(stored: Run, fused: Run) -> None:
