@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.recorder import resolve_dtype
 from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.baselines import check_baselines
 from pipeline.config import Config
 from pipeline.expected import expect
-from pipeline.number_format import format_note
+from pipeline.number_format import format_note, tried_format
 from pipeline.pace import measure
 from pipeline.planning import prepare
 from pipeline.price import Cost, Prices, costs
@@ -77,8 +76,8 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     check_baselines(config.simulate.baselines, config.recordings.keep)
     prepared = time.perf_counter() - begun
     device = "cuda" if torch.cuda.is_available() and config.ray.gpus_per_actor != 0 else "cpu"
-    dtype = str(resolve_dtype(device, config.target.dtype)).removeprefix("torch.")
     begun = time.perf_counter()
+    dtype, trial = tried_format(plan, device)
     pace = measure(plan, device, dtype)
     measured = time.perf_counter() - begun
     work = Work(plan, expect(plan, dtype), pace, Run(out) if out else None)
@@ -86,7 +85,7 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     fixed = prepared + RAY + pace.load + ACTOR
     models, other = (sum(getattr(s, kind) for s in stages) for kind in ("models", "other"))
     found = costs(prices, models, other, fixed, on_gpu=device == "cuda")
-    notes += work.notes + _memory_notes(stages) + format_note(pace.trial)
+    notes += work.notes + _memory_notes(stages) + ([format_note(trial)] if trial else [])
     return Estimate(
         images=plan.index.rows.num_rows,
         neurons=plan.target.neurons,

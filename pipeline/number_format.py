@@ -1,15 +1,44 @@
-"""What a shorter number format costs and gains: activations beside those in float32, on some images."""
+"""The number format that models run in: as asked for, or the fastest whose activations are those of float32.
+
+`auto` asks two things. Which short format the processor multiplies itself is a fact of the machine. Whether
+the target's activations survive it is measured, on some of the run's own images: where the median neuron of
+any layer agrees less than `ENOUGH`, the run is in float32. A run keeps what was chosen, so that it goes on
+in the same format when images or layers are added.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import ray
 from jaxtyping import Float16
 
-#: Median agreement below which plans advise float32.
+from actors.decode import Decoder
+from actors.recorder import AUTO_BATCH, Recorder, resolve_dtype
+from pipeline.columns import activation_column
+from pipeline.engine import Workers
+from pipeline.fingerprints import fingerprint
+from pipeline.log import say
+from pipeline.plan import Plan, TargetPlan
+from pipeline.rundir import Run
+from pipeline.shards import load_planned_target
+from pipeline.sources import fetch
+from pipeline.sources_parquet import ParquetRows
+
+#: Median agreement below which `auto` is float32, and plans advise it.
 ENOUGH = 0.99
+
+#: Images that a format is tried on, and how many of them a CPU takes at a time.
+TRIED, CPU_BATCH = 32, 16
+
+FILE = "number_format.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +56,94 @@ class FormatTrial:
     """The same of its neuron that agrees least."""
 
 
+def number_format(run: Run, plan: Plan, workers: Workers) -> str:
+    """The format that a run records in; what `auto` chose for it, chosen now if it has not been yet.
+
+    Raises:
+        ConfigError: A format that such workers do not compute in.
+    """
+    asked = plan.config.target.dtype
+    if asked != "auto":
+        return _name(workers.device, asked)
+    made = fingerprint("number format", plan.target.fingerprint, workers.device)
+    kept = run.folder.read_json(FILE)
+    if kept and kept["made"] == made:
+        return str(kept["dtype"])
+    # A driver on a cluster has other processors than those that record; a GPU is for workers alone.
+    if workers.gpus or plan.config.ray.address is not None:
+        task = ray.remote(choose_format).options(num_cpus=1, num_gpus=workers.gpus)
+        chosen = ray.get(task.remote(*_trial_of(plan, workers.device)))
+    else:
+        chosen = choose_format(*_trial_of(plan, workers.device))
+    dtype: str = chosen[0]
+    trial: FormatTrial | None = chosen[1]
+    if trial is None:
+        return dtype
+    agreement = asdict(trial)
+    del agreement["times_as_fast"]  # a measurement of the moment
+    run.folder.write_json(FILE, {"made": made, "dtype": dtype, "agreement": agreement})
+    text = f"number format: {dtype}; {format_note(trial)}"
+    say(text, "number_format", dtype=dtype, median=trial.median, least=trial.least)
+    return dtype
+
+
+def tried_format(plan: Plan, device: str) -> tuple[str, FormatTrial | None]:
+    """What `number_format` would say on this machine, and how the format that was tried did."""
+    if plan.config.target.dtype == "auto":
+        return choose_format(*_trial_of(plan, device))
+    dtype = _name(device, plan.config.target.dtype)
+    return dtype, None if dtype == "float32" else try_format(*_trial_of(plan, device), dtype)
+
+
+def choose_format(
+    target: TargetPlan, rows: Sequence[dict[str, Any]], device: str, batch_size: int
+) -> tuple[str, FormatTrial | None]:
+    """What `auto` stands for here, and the trial that says so; none where float32 is all there is.
+
+    Args:
+        target: The network.
+        rows: Rows of the index, of the images to try.
+        device: Where models record, `cpu` or `cuda`.
+        batch_size: Images in one pass.
+    """
+    native = _name(device, "auto")
+    if native == "float32":
+        return native, None
+    trial = try_format(target, rows, device, batch_size, native)
+    return native if trial is None or trial.median >= ENOUGH else "float32", trial
+
+
+def try_format(
+    target: TargetPlan, rows: Sequence[dict[str, Any]], device: str, batch_size: int, dtype: str
+) -> FormatTrial | None:
+    """A format beside float32 on images; None where no image can be used or no neuron varies."""
+    view = target.preprocess.view
+    with closing(ParquetRows()) as opened:
+        decoded = Decoder({view.key: view}, partial(fetch, rows=opened))(rows)
+    pixels = [views[view.key] for reason, views in decoded if reason is None]
+    if not pixels:
+        return None
+    images = np.stack(pixels)
+    found, seconds = {}, {}
+    for name in (dtype, "float32"):
+        recorder = Recorder(
+            [load_planned_target(target)], device=device, dtype=name, batch_size=batch_size
+        )
+        pieces = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
+        recorder.record({view.key: pieces[0][:1]})  # lays out memory and chooses kernels
+        begun = time.perf_counter()
+        parts = [recorder.record({view.key: some}).activations for some in pieces]
+        seconds[name] = time.perf_counter() - begun
+        found[name] = {
+            activation_column(*key): np.concatenate([part[key] for part in parts])
+            for key in parts[0]
+        }
+        del recorder
+    return compare_formats(
+        dtype, seconds["float32"] / seconds[dtype], found[dtype], found["float32"]
+    )
+
+
 def compare_formats(
     dtype: str,
     times_as_fast: float,
@@ -39,43 +156,53 @@ def compare_formats(
         dtype: The shorter format.
         times_as_fast: Its rate by that of float32.
         short: Activations in it, by column.
-        full: The same in float32; rows beyond those of the fewer images are left out.
+        full: The same in float32.
 
     Returns:
         The column of which the median neuron agrees least; None where no neuron varies.
     """
     found = []
     for name in short:
-        images = min(len(short[name]), len(full[name]))
-        agreed = _correlations(short[name][:images], full[name][:images])
+        agreed = _correlations(short[name], full[name])
         if agreed.size:
-            found.append(
-                FormatTrial(
-                    dtype, times_as_fast, images, name, float(np.median(agreed)), agreed.min()
-                )
-            )
+            median, least = float(np.median(agreed)), float(agreed.min())
+            found.append(FormatTrial(dtype, times_as_fast, len(short[name]), name, median, least))
     return min(found, key=lambda trial: trial.median, default=None)
 
 
-def format_note(trial: FormatTrial | None) -> list[str]:
+def format_note(trial: FormatTrial) -> str:
     """The comparison in words."""
-    if trial is None:
-        return []
     said = (
         f"the target in {trial.dtype} is {trial.times_as_fast:.1f} times as fast as in float32 here; on "
         f"{trial.images} images its activations agree with float32 at {trial.median:.3f} (the median "
         f"neuron of {trial.layer}, where they agree least; its least neuron: {trial.least:.3f})"
     )
-    advice = "; target: {dtype: float32} is the safer choice" if trial.median < ENOUGH else ""
-    return [said + advice]
+    if trial.median >= ENOUGH:
+        return said
+    return f"{said}, less than {ENOUGH}: float32 is the safer choice, and what `dtype: auto` takes"
+
+
+def _trial_of(plan: Plan, device: str) -> tuple[TargetPlan, list[dict[str, Any]], str, int]:
+    """The network, images that are evenly spread, the device and the size of a batch."""
+    total = plan.index.rows.num_rows
+    places = np.unique(np.linspace(0, total - 1, min(TRIED, total)).astype(int))
+    rows: list[dict[str, Any]] = plan.index.rows.take(pa.array(places)).to_pylist()
+    largest = CPU_BATCH if device == "cpu" else AUTO_BATCH[device]
+    wanted = plan.config.target.batch_size
+    return plan.target, rows, device, largest if wanted == "auto" else min(wanted, largest)
+
+
+def _name(device: str, dtype: str) -> str:
+    return str(resolve_dtype(device, dtype)).removeprefix("torch.")
 
 
 def _correlations(
-    a: Float16[np.ndarray, "images neurons"], b: Float16[np.ndarray, "images neurons"]
+    short: Float16[np.ndarray, "images neurons"], full: Float16[np.ndarray, "images neurons"]
 ) -> np.ndarray:
-    """Pearson correlation of each neuron that varies in both."""
-    x, y = (values.astype(np.float64) - values.mean(0, dtype=np.float64) for values in (a, b))
+    """Pearson correlation of each neuron that varies in float32; 0 where it does not in the other."""
+    x, y = (v.astype(np.float64) - v.mean(0, dtype=np.float64) for v in (short, full))
     with np.errstate(invalid="ignore", divide="ignore"):
         r = (x * y).sum(0) / np.sqrt((x * x).sum(0) * (y * y).sum(0))
-    out: np.ndarray = r[np.isfinite(r)]
+    varies = np.isfinite(full).all(0) & (full != full[:1]).any(0)
+    out: np.ndarray = np.nan_to_num(r[varies])
     return out

@@ -36,7 +36,6 @@ from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, embeddings_table
 from pipeline.fit import blocks_to_fit, explanation_rows
 from pipeline.fit_config import FitConfig
-from pipeline.number_format import FormatTrial, compare_formats
 from pipeline.plan import ClipPlan, Plan
 from pipeline.shards import RecordShard
 from pipeline.sources import fetch
@@ -92,8 +91,6 @@ class Pace:
     """A search of all lengths for a neuron, for each concept."""
     score: float
     """An explanation on a test image, with its interval."""
-    trial: FormatTrial | None = None
-    """The target's number format beside float32, where it is another."""
 
 
 def measure(plan: Plan, device: str, dtype: str) -> Pace:
@@ -127,19 +124,10 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         sizes[table] = shard.write("sample.parquet", ids, columns) / count
         if table == ACTIVATIONS:
             read = _timed(partial(folder.read_table, "sample.parquet")) / count
-            activations = columns
         else:
             embeddings[table] = columns["embedding"]
     parameters = sum(recorder.weight_bytes for recorder in shard.recorders.values())
     del shard
-    trial = None
-    if dtype != "float32":
-        full = RecordShard(
-            folder, models.targets, {}, workers, "float32", wanted, compiled=compiled
-        )
-        slower, columns = _recorded(partial(full.columns, ACTIVATIONS), views, batch)
-        trial = compare_formats(dtype, slower / seconds[ACTIVATIONS], activations, columns)
-        del full
     texts, active = {}, {}
     for explainer in plan.explainers:
         if explainer.kind == "open_clip":
@@ -168,7 +156,6 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         text=texts,
         active=active,
         read=read,
-        trial=trial,
         **algebra,
     )
 

@@ -6,9 +6,6 @@ are taken on the way, and rows of test images alone are kept.
 
 from __future__ import annotations
 
-import ray
-
-from actors.recorder import resolve_dtype
 from pipeline.engine import Workers
 from pipeline.expected import Expected
 from pipeline.fused import take_moments
@@ -34,15 +31,3 @@ def record(run: Run, plan: Plan, expected: Expected, workers: Workers, dtype: st
             take_moments(run, plan, expected, workers, dtype, facts)
         record_tables(run, plan, expected, workers, dtype, facts)
         refuse_small_splits(run)
-
-
-def resolved_dtype(dtype: str, workers: Workers) -> str:
-    """The number format that `auto` stands for, asked of a worker of the kind that will record.
-
-    Raises:
-        ConfigError: A format that such workers do not compute in.
-    """
-    if dtype != "auto":
-        return str(resolve_dtype(workers.device, dtype)).removeprefix("torch.")
-    task = ray.remote(resolve_dtype).options(num_cpus=0, num_gpus=workers.gpus)
-    return str(ray.get(task.remote(workers.device, dtype))).removeprefix("torch.")

@@ -38,9 +38,9 @@ from pipeline.expected import (
 )
 from pipeline.fingerprints import fingerprint
 from pipeline.moments import StoredMoments
+from pipeline.number_format import number_format
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.record import resolved_dtype
 from pipeline.report_maps import RunHeatMaps
 from pipeline.report_scores import ConceptScores, SharedRows
 from pipeline.rundir import Run
@@ -110,7 +110,7 @@ def _atlas_data(run: Run, plan: Plan, external: Sequence[str]) -> AtlasData:
     heat_maps = None
     if atlas.images and atlas.heat_maps:
         workers = recording_workers(plan.config.ray)
-        dtype = resolved_dtype(plan.config.target.dtype, workers)
+        dtype = number_format(run, plan, workers)
         heat_maps = RunHeatMaps(plan, images, workers, dtype)
     others = [BASELINE_SCORES] if BASELINE_SCORES in run.tables() else []
     return AtlasData(

@@ -24,10 +24,11 @@ from pipeline.force import discard
 from pipeline.lock import RunLock, locked
 from pipeline.log import say
 from pipeline.moments import gather_moments
+from pipeline.number_format import number_format
 from pipeline.outcome import Summary, summarise
 from pipeline.plan import Plan
 from pipeline.planning import prepare
-from pipeline.record import record, resolved_dtype
+from pipeline.record import record
 from pipeline.report import report
 from pipeline.rundir import Run
 from pipeline.sharpen import sharpen
@@ -126,7 +127,7 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES, force: bool 
         ConfigError: A stage that is not named has left a table that a named one would read stale.
     """
     workers = recording_workers(plan.config.ray)
-    dtype = resolved_dtype(plan.config.target.dtype, workers)
+    dtype = number_format(run, plan, workers)
     expected = expect(plan, dtype)
     if force:
         discard(run, plan, expected, stages)

@@ -68,7 +68,7 @@ class RecordShard:
         self.views = {p.preprocess.view.key: p.preprocess.view for p in plans.values()}
         self.recorders = {
             table: Recorder(
-                [_load_target(p) if isinstance(p, TargetPlan) else _load_clip(p)],
+                [load_planned_target(p) if isinstance(p, TargetPlan) else _load_clip(p)],
                 device=workers.device,
                 dtype=dtype,
                 batch_size=batch_size,
@@ -175,7 +175,12 @@ class RecordShard:
         return columns, recorded.overflowed
 
 
-def _load_target(plan: TargetPlan) -> TargetPart:
+def load_planned_target(plan: TargetPlan) -> TargetPart:
+    """The network as it was planned, with its layers and directions.
+
+    Raises:
+        RecordingError: It has other weights on this machine.
+    """
     target = load_target(plan.model, plan.weights, base=plan.base)
     if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
         raise RecordingError(_differs(plan.model))

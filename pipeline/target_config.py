@@ -62,7 +62,8 @@ class TargetConfig(Strict):
     batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     """Images in one forward pass; `auto` is 32 on a CPU and at most 256 on a GPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the forward pass; `auto` is bfloat16 where the processor computes in it.
+    """Number format of the forward pass; `auto` is bfloat16 where the processor computes in it and the
+    target's activations on some of the images agree with float32 (median correlation of every layer .99).
     `float16`, on GPUs alone, is as fast and nearer to float32, for networks whose numbers stay below
     65,504: neurons in which they do not are `failed`."""
 
