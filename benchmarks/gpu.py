@@ -41,7 +41,8 @@ STEPS = (
         [
             "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
             "tests/test_actors_recorder.py", "tests/test_core_correlation.py",
-            "tests/test_core_forward_gpu.py", "tests/test_core_moment_sums.py", "-k", "cuda or gpu",
+            "tests/test_core_forward_gpu.py", "tests/test_core_moment_sums.py", "tests/test_scorers.py",
+            "-k", "cuda or gpu",
         ],
         90,
         ("pytest", "hypothesis"),

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import torch
 import yaml
 
 import pipeline.lanes
@@ -27,7 +26,6 @@ import pipeline.moments
 import pipeline.pilot
 import pipeline.sharpen
 from core.errors import ConfigError
-from core.moment_sums import MomentSum
 from core.sharpness import Sharpness
 from pipeline import planted as planted_network
 from pipeline.cli import main
@@ -40,7 +38,6 @@ from pipeline.pilot import Pilot
 from pipeline.planning import prepare
 from pipeline.run import execute
 from pipeline.rundir import Run
-from pipeline.scorers import GpuScorer, Scorer
 from pipeline.scores import explainer_source, read_rows, shards_of
 
 TESTS = Path(__file__).parent
@@ -259,37 +256,6 @@ def test_rows_are_multiplied_in_the_batches_of_the_stored_path(
             assert ours.keys() == theirs.keys()
             for name, values in theirs.items():
                 np.testing.assert_array_equal(ours[name], values)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_scores_and_moments_made_on_a_gpu_are_those_of_the_stored_path_up_to_rounding_in_float64(
-    device: str,
-) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no GPU")
-    rng = np.random.default_rng(2)
-    images = rng.normal(size=(7000, 64)).astype(np.float16)
-    texts = rng.normal(size=(150, 64)).astype(np.float32)
-    activations = rng.normal(3, 2, size=(7000, 5)).astype(np.float16)
-    here, there = Scorer(texts, 60.0, -0.1), GpuScorer(texts, 60.0, -0.1, device)
-    for sharpness in (Sharpness(2.0), Sharpness(2.0 ** (-5 / 3)), Sharpness(0.3, 1.5)):
-        expected = here.scores(here.levels(images), sharpness)
-        found = there.scores(there.levels(images), sharpness)
-        scores = found.cpu().numpy()
-        assert scores.dtype == expected.dtype == np.float32
-        np.testing.assert_array_max_ulp(scores, expected, maxulp=2)
-        assert (scores != expected).sum() <= 10  # of a million
-        sums = {}
-        # Under another name than "cpu" sums are made as on a GPU, wherever it is.
-        there_too = "cpu:0" if device == "cpu" else device
-        for name, values, where in (("stored", expected, "cpu"), ("here", found, there_too)):
-            sums[name] = MomentSum(150, 5, where)
-            sums[name].add(values, activations)
-        scale = np.sqrt(
-            np.outer((expected - expected.mean(0)).var(0), activations.var(0, np.float64))
-        )
-        off = np.abs(sums["here"].products() - sums["stored"].products()) / (7000 * scale)
-        assert off.max() < 1e-12  # of a correlation: rounding in float64
 
 
 def test_a_second_start_records_nothing(fused: Run, folder: Path) -> None:
