@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from actors.gpu_decode import check_decoder
 from actors.recorder import resolve_dtype
+from core.errors import ConfigError
 from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.baselines import check_baselines
 from pipeline.config import Config
@@ -22,6 +24,7 @@ from pipeline.number_format import format_note
 from pipeline.pace import measure
 from pipeline.planning import prepare
 from pipeline.price import Cost, Prices, costs
+from pipeline.record import NO_GPU
 from pipeline.rundir import Run
 from pipeline.work import ACTOR, StageEstimate, Work
 
@@ -78,6 +81,14 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     prepared = time.perf_counter() - begun
     device = "cuda" if torch.cuda.is_available() and config.ray.gpus_per_actor != 0 else "cpu"
     dtype = str(resolve_dtype(device, config.target.dtype)).removeprefix("torch.")
+    if config.recordings.decode == "gpu":
+        if device == "cpu":
+            raise ConfigError(NO_GPU)
+        check_decoder(device)
+        notes.append(
+            "images were decoded on processors here; with recordings.decode 'gpu' most JPEG files are "
+            "not, so that recording takes less of them"
+        )
     begun = time.perf_counter()
     pace = measure(plan, device, dtype)
     measured = time.perf_counter() - begun

@@ -106,6 +106,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
     """
     if plan.config.recordings.compile:
         dtype = f"{dtype}, compiled"
+    if plan.config.recordings.decode == "gpu":
+        dtype = f"{dtype}, decoded on GPUs"
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
     directed = [

@@ -27,7 +27,7 @@ from pipeline.moments import gather_moments
 from pipeline.outcome import Summary, summarise
 from pipeline.plan import Plan
 from pipeline.planning import prepare
-from pipeline.record import record, resolved_dtype
+from pipeline.record import record, refuse_decoding, resolved_dtype
 from pipeline.report import report
 from pipeline.rundir import Run
 from pipeline.sharpen import sharpen
@@ -127,6 +127,8 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES, force: bool 
     """
     workers = recording_workers(plan.config.ray)
     dtype = resolved_dtype(plan.config.target.dtype, workers)
+    if "record" in stages:
+        refuse_decoding(plan.config.recordings.decode, workers)
     expected = expect(plan, dtype)
     if force:
         discard(run, plan, expected, stages)

@@ -13,13 +13,16 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from actors.clip import load_clip
-from actors.recorder import ClipPart, Recorder, TargetPart
+from actors.gpu_decode import DeviceDecoder, DeviceViews
+from actors.recorder import ClipPart, Images, Recorder, TargetPart
 from actors.targets import load_target
+from actors.undecoded import Undecoded
 from core.errors import RecordingError
 from pipeline.columns import activation_column, array_of, vectors
-from pipeline.decoding import PADDING
+from pipeline.decoding import FILE, PADDING
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.plan import ClipPlan, TargetPlan
@@ -28,7 +31,10 @@ from pipeline.storage import Folder, parquet_bytes
 
 
 class RecordShard:
-    """Holds the models; maps a block of decoded images to written parts and a row of figures."""
+    """Holds the models; maps a block of images to written parts and a row of figures.
+
+    Files that come undecoded are decoded here, on the device of the models.
+    """
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class RecordShard:
         keep: str = "all",
     ) -> None:
         workers.settle()
+        self.device = workers.device
         self.folder = folder
         self.keep = keep
         plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}
@@ -56,6 +63,7 @@ class RecordShard:
             )
             for table, p in plans.items()
         }
+        self._decoded: dict[str, DeviceViews] = {}
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Record one shard and write the parts that it lacks."""
@@ -92,12 +100,27 @@ class RecordShard:
             }
         )
 
-    def pixels(self, images: pa.Table) -> dict[str, np.ndarray]:
-        """What each model looks at, by view."""
-        return {
+    def pixels(self, images: pa.Table) -> dict[str, Images]:
+        """What each model looks at, by view: of some images of the block that `usable` was last given.
+
+        Where files of the block came undecoded these are tensors on the device, else arrays.
+        """
+        here, self._decoded = self._decoded, {}
+        arrived = {
             key: array_of(images[f"view{number}"], view)
             for number, (key, view) in enumerate(self.views.items())
         }
+        image_ids = images["image_id"].to_pylist()
+        if here.keys().isdisjoint(image_ids):
+            return dict(arrived)
+        found: dict[str, Images] = {}
+        for key, arrays in arrived.items():
+            others = iter(torch.tensor(arrays, device=self.device))
+            rows = [
+                here[image_id][key] if image_id in here else next(others) for image_id in image_ids
+            ]
+            found[key] = torch.stack(rows)
+        return found
 
     def write(
         self, name: str, image_ids: pa.ChunkedArray, columns: Mapping[str, np.ndarray]
@@ -112,6 +135,7 @@ class RecordShard:
         What cannot be used is decided when a shard is first recorded, and written before anything
         else: every later pass, by whatever model, uses the same images.
         """
+        block = self._with_files_decoded(block)
         good = pc.is_null(block["reason"])
         bad = block.filter(pc.invert(good)).select(["image_id", "path", "reason"])
         data = parquet_bytes(bad)
@@ -129,9 +153,25 @@ class RecordShard:
             )
         return block.filter(used), len(known), 0
 
-    def columns(
-        self, table: str, views: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], int]:
+    def _with_files_decoded(self, block: pa.Table) -> pa.Table:
+        """The block with a reason for each file that came undecoded and cannot be used."""
+        self._decoded = {}
+        if not set(FILE) <= set(block.column_names):
+            return block
+        places = np.flatnonzero(pc.is_valid(block["data"]).to_numpy())
+        files = block.select(list(FILE)).take(pa.array(places)).to_pylist()
+        image_ids, reasons = block["image_id"].to_pylist(), block["reason"].to_pylist()
+        decode = DeviceDecoder(self.views, self.device)
+        answers = decode([Undecoded(**file) for file in files])
+        for place, (reason, views) in zip(places, answers, strict=True):
+            reasons[place] = reason
+            if reason is None:
+                self._decoded[image_ids[place]] = views
+        block = block.drop_columns(list(FILE))
+        number = block.column_names.index("reason")
+        return block.set_column(number, "reason", pa.array(reasons, pa.string()))
+
+    def columns(self, table: str, views: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], int]:
         """What one model makes of some images, by column, float16, and how much did not fit."""
         recorded = self.recorders[table].record(views)
         if table == ACTIVATIONS:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from actors.undecoded import MAX_BYTES
 from actors.views import View
 from core.errors import NeuroscribeError, RecordingError, StoppedEarly, ThresholdError
 from pipeline.concepts import kept_images
@@ -130,7 +131,7 @@ def _stream(
     """Run the pending shards through decode tasks and recording actors."""
     size, keep = plan.config.recordings.shard_size, plan.config.recordings.keep
     models = models_of(plan, {table for tables in pending.values() for table in tables})
-    data_context(size * (models.image_bytes + 1024))
+    data_context(size * (models.largest_bytes + 1024))
     todo = [plan.shards[number] for number in pending]
     parts = {
         number: {table: expected.parts[table][number] for table in (QUARANTINE, *tables)}
@@ -141,7 +142,7 @@ def _stream(
     stages = (
         _source(plan, pending, parts)
         .map_batches(
-            DecodeShard(models.views),
+            DecodeShard(models.views, models.undecoded),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
@@ -206,6 +207,8 @@ class Models:
 
     targets: dict[str, TargetPlan]
     clips: dict[str, ClipPlan]
+    undecoded: bool = False
+    """Whether files that a device can decode travel as they are."""
 
     @property
     def views(self) -> dict[str, View]:
@@ -215,15 +218,22 @@ class Models:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of a decoded image."""
-        return sum(_view_bytes(view) for view in self.views.values())
+        """Bytes of an image as it travels, a usual one where it travels undecoded."""
+        decoded = sum(_view_bytes(view) for view in self.views.values())
+        return max(decoded, MAX_BYTES // 4) if self.undecoded else decoded
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest image that may travel."""
+        return max(self.image_bytes, MAX_BYTES if self.undecoded else 0)
 
 
 def models_of(plan: Plan, tables: Collection[str]) -> Models:
     """The models that make these tables."""
     targets = {ACTIVATIONS: plan.target} if ACTIVATIONS in tables else {}
     named = {embeddings_table(name): clip for name, clip in plan.clips.items()}
-    return Models(targets, {table: clip for table, clip in named.items() if table in tables})
+    clips = {table: clip for table, clip in named.items() if table in tables}
+    return Models(targets, clips, plan.config.recordings.decode == "gpu")
 
 
 def record_progress(run: Run, plan: Plan, shards: Iterable[int], label: str = "record") -> Progress:
