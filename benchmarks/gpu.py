@@ -41,9 +41,10 @@ STEPS = (
         [
             "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
             "tests/test_actors_recorder.py", "tests/test_core_correlation.py",
-            "tests/test_core_forward_gpu.py", "tests/test_core_moment_sums.py", "-k", "cuda or gpu",
+            "tests/test_core_forward_gpu.py", "tests/test_core_moment_sums.py",
+            "tests/test_actors_gpu_decode.py", "-k", "cuda or gpu",
         ],
-        90,
+        120,
         ("pytest", "hypothesis"),
         writes=False,
     ),
@@ -52,6 +53,7 @@ STEPS = (
     Step("ablation", ["benchmarks/ablation.py", "--device", "cuda"], 90),
     Step("replay", ["benchmarks/replay.py", "--device", "cuda"], 60),
     Step("recording", ["benchmarks/recording.py", "--rounds", "3"], 150, ("open_clip",)),
+    Step("decoding", ["benchmarks/decoding.py", "--device", "cuda"], 60),
     Step("formats", ["benchmarks/number_formats.py", "--device", "cuda"], 60, (LITE,)),
     Step(
         "formats-resnet50",

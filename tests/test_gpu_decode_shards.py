@@ -33,8 +33,16 @@ from pipeline.stream import block_of, models_of
 
 WORKERS = Workers(actors=1, gpus=0.0, per_node=1)
 COLUMN = "act.neurons.avg"
-#: Files of the zoo that a device decodes.
-SENT = {"jpeg under another ending.gif", "grey.jpg", "broken colour profile.jpg", "progressive.jpg"}
+#: A file whose header and end are in order, and which no decoder can read.
+UNREADABLE = "without its tables.jpg"
+#: Files of the zoo that go to a device.
+SENT = {
+    "jpeg under another ending.gif",
+    "grey.jpg",
+    "broken colour profile.jpg",
+    "progressive.jpg",
+    UNREADABLE,
+}
 
 
 #: The planted network behind a change of shape, in which a device and Pillow differ most.
@@ -67,6 +75,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     (folder / "squeezed.py").write_text(SQUEEZED)
     settle(folder / "images", [*good(), *bad()])
+    whole = next(animal.data for animal in good() if animal.name.endswith(b"ending.gif"))
+    first, last = whole.index(b"\xff\xdb"), whole.index(b"\xff\xc0")
+    (folder / "images/a" / UNREADABLE).write_bytes(whole[:first] + whole[last:])
     rng = np.random.default_rng(2)
     for number in range(60):
         levels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -113,8 +124,10 @@ def agree(ours: pa.Table, theirs: pa.Table, atol: float = 4e-3) -> None:
 def test_the_zoo_is_quarantined_and_recorded_as_without_a_gpu(zoo: Path, tmp_path: Path) -> None:
     theirs = recorded(planned(zoo, "cpu"), tmp_path / "cpu", leave=False)
     ours = recorded(planned(zoo, "gpu"), tmp_path / "gpu", leave=True)
-    assert ours[0].num_rows == len(list(bad()))
+    assert ours[0].num_rows == len(list(bad())) + 1
     assert ours[0].equals(theirs[0])
+    reasons = dict(zip(ours[0]["image_id"].to_pylist(), ours[0]["reason"].to_pylist(), strict=True))
+    assert reasons[f"a/{UNREADABLE}"] == "damaged"
     agree(ours[1], theirs[1])
     assert np.isfinite(matrix(ours[1][COLUMN])[:, 0]).all()
 
@@ -129,7 +142,12 @@ def test_a_block_carries_files_or_pixels_and_nothing_for_bad_images(zoo: Path) -
     names = {Path(path).name for path in whole.filter(went)["path"].to_pylist()}
     assert {name for name in names if not name.startswith("tiles")} == SENT
     assert sum(name.startswith("tiles") for name in names) == 48
-    assert whole["reason"].to_pylist() == decoded["reason"].to_pylist()
+    told = whole["reason"].to_pylist()
+    expected_reasons = decoded["reason"].to_pylist()
+    unread = [Path(path).name == UNREADABLE for path in whole["path"].to_pylist()]
+    assert told == [
+        None if one else reason for one, reason in zip(unread, expected_reasons, strict=True)
+    ]
     pixels = pc.binary_length(whole["view0"])
     usable = pc.is_null(whole["reason"])
     size = int(np.prod(view.shape))
