@@ -21,10 +21,12 @@ from pipeline.columns import array_of, matrix, sparse_column
 from pipeline.config import parse_config
 from pipeline.decoding import FILE, DecodeShard
 from pipeline.engine import Workers
+from pipeline.estimate import estimate
 from pipeline.expected import ACTIVATIONS, QUARANTINE, Expected, expect
 from pipeline.images_table import rows_of
 from pipeline.plan import Plan
 from pipeline.planning import prepare
+from pipeline.price import read_prices
 from pipeline.record import record, refuse_decoding
 from pipeline.run import carry_out
 from pipeline.rundir import Run
@@ -241,3 +243,6 @@ def test_a_run_without_a_gpu_is_refused_before_it_does_anything(
     with pytest.raises(ConfigError, match="recording workers have no GPU"):
         carry_out(Run(tmp_path / "run"), planned(zoo, "gpu"))
     assert not (tmp_path / "run").exists()
+    config = planned(zoo, "gpu").config
+    with pytest.raises(ConfigError, match="recording workers have no GPU"):
+        estimate(config, read_prices())
