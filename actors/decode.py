@@ -10,12 +10,13 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from actors.undecoded import Undecoded, undecoded
 from actors.views import View
 from core.errors import UnreadableImage
 
@@ -24,6 +25,8 @@ MAX_PIXELS = 178_956_970
 
 Views = dict[str, Shaped[np.ndarray, "a b c"]]
 """One image as each view lays it out, by `View.key`."""
+
+_Made = TypeVar("_Made")
 
 _DIRECT = frozenset({"1", "L", "RGB", "CMYK", "YCbCr", "HSV", "RGBX", "P"})
 """Modes that Pillow converts to RGB without losing their range."""
@@ -103,16 +106,33 @@ class Decoder:
         Returns:
             For each row, in order, a reason and no arrays, or None and an array for every view.
         """
-        return [self._one(row) for row in rows]
+        return [self._one(row, self._decoded) for row in rows]
 
-    def _one(self, row: dict[str, Any]) -> tuple[str | None, Views]:
+    def or_left(self, rows: Sequence[dict[str, Any]]) -> list[tuple[str | None, Views | Undecoded]]:
+        """The same, but files that a device decodes as Pillow would are left as they are.
+
+        Returns:
+            For each row, in order, a reason and no arrays, or None and an array for every view, or None
+            and the file.
+        """
+        return [self._one(row, self._left_or_decoded) for row in rows]
+
+    def _decoded(self, data: bytes) -> Views:
+        image = decode(data)
+        return {key: view.apply(image) for key, view in self.views.items()}
+
+    def _left_or_decoded(self, data: bytes) -> Views | Undecoded:
+        return undecoded(data, self.views.values(), MAX_PIXELS) or self._decoded(data)
+
+    def _one(
+        self, row: dict[str, Any], make: Callable[[bytes], _Made]
+    ) -> tuple[str | None, _Made | Views]:
         try:
             data = self.fetch(row)
         except OSError as error:
             return f"cannot be read: {_why(error)}", {}
         try:
-            image = decode(data)
-            return None, {key: view.apply(image) for key, view in self.views.items()}
+            return None, make(data)
         except UnreadableImage as error:
             return error.reason, {}
 

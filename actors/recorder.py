@@ -37,6 +37,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 _Key = tuple[str, str]
 
+Images = Shaped[np.ndarray, "images a b c"] | Shaped[Tensor, "images a b c"]
+"""Images of one view, in main memory or on the recorder's device."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetPart:
@@ -149,11 +152,12 @@ class Recorder:
         states = (runner.module.state_dict() for runner in self._runners)
         return sum(v.numel() * v.element_size() for state in states for v in state.values())
 
-    def record(self, views: Mapping[str, Shaped[np.ndarray, "images a b c"]]) -> Recorded:
+    def record(self, views: Mapping[str, Images]) -> Recorded:
         """Run all models over some images.
 
         Args:
-            views: For every key of `views`, the images as `View.apply` lays them out, stacked.
+            views: For every key of `views`, the images as `View.apply` lays them out, stacked: arrays,
+                or tensors on the recorder's device, which then stay there.
 
         Returns:
             Activations and embeddings in the order of the images.
@@ -177,7 +181,7 @@ class Recorder:
         return Recorded(activations, embeddings, overflowed)
 
     def _run(
-        self, runner: _Runner, images: Shaped[np.ndarray, "images a b c"]
+        self, runner: _Runner, images: Images
     ) -> tuple[dict[_Key, Float16[np.ndarray, "images width"]], int]:
         while True:
             try:
@@ -189,16 +193,15 @@ class Recorder:
                 runner.batch_size //= 2
             torch.cuda.empty_cache()
 
-    def _check(self, views: Mapping[str, Shaped[np.ndarray, "images a b c"]]) -> None:
+    def _check(self, views: Mapping[str, Images]) -> None:
         counts = set()
         for key, view in self.views.items():
             if key not in views:
                 raise ShapeError(f"the view {key!r} is missing; given are {sorted(views)}")
             counts.add(len(views[key]))
-            if views[key].shape[1:] != view.shape:
+            if (shape := tuple(views[key].shape[1:])) != view.shape:
                 raise ShapeError(
-                    f"images of the view {key!r} have shape {views[key].shape[1:]}, "
-                    f"expected {view.shape}"
+                    f"images of the view {key!r} have shape {shape}, expected {view.shape}"
                 )
         if len(counts) > 1:
             raise ShapeError(f"the views have different numbers of images: {sorted(counts)}")
@@ -237,13 +240,12 @@ class _Runner:
     def view(self) -> View:
         return self.preprocess.view
 
-    def run(
-        self, images: Shaped[np.ndarray, "images a b c"]
-    ) -> tuple[dict[_Key, Float16[np.ndarray, "images width"]], int]:
+    def run(self, images: Images) -> tuple[dict[_Key, Float16[np.ndarray, "images width"]], int]:
         """Results of all images by key, and how many values did not fit."""
         count = len(images)
         if count == 0:  # the widths of the results are known only from a pass
-            results, _ = self.run(np.zeros((1, *self.view.shape), images.dtype))
+            kind = np.float32 if self.view.whole else np.uint8
+            results, _ = self.run(np.zeros((1, *self.view.shape), kind))
             return {key: values[:0] for key, values in results.items()}, 0
         kept: dict[_Key, list[Tensor]] = {}
         beyond = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -267,10 +269,13 @@ class _Runner:
                 beyond += lost
         return {key: torch.cat(rows).cpu().numpy() for key, rows in kept.items()}, int(beyond)
 
-    def _stage(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
+    def _stage(self, chunk: Images) -> Tensor:
         """A batch of the full size on the device; rows beyond the images repeat the first one."""
+        missing = self.batch_size - len(chunk)
+        if isinstance(chunk, Tensor):
+            chunk = chunk.to(self.device)
+            return torch.cat([chunk, chunk[:1].expand(missing, *chunk.shape[1:])])
         if self.device.type != "cuda":
-            missing = self.batch_size - len(chunk)
             return torch.from_numpy(np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]))
         shape = (self.batch_size, *chunk.shape[1:])
         if self._staging is None or self._staging.shape != shape:

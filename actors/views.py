@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,13 @@ from PIL import Image
 from core.errors import UnreadableImage
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Step = Callable[[Any], Any]
+
+PLAIN_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+"""Filters that PyTorch has too, by their names there."""
 
 _MAX_RESIZED = 1 << 26
 """Pixels that an intermediate image may have: keeps a very long strip from filling the memory."""
@@ -35,14 +40,23 @@ class Resize:
     size: int | tuple[int, int]
     resample: Image.Resampling
 
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height that an image of some width and height is resized to.
+
+        Raises:
+            UnreadableImage: It is so elongated that the result would fill the memory.
+        """
+        if not isinstance(self.size, int):
+            return self.size[1], self.size[0]
+        short, long = min(size), max(size)
+        if self.size * self.size * long / short > _MAX_RESIZED:
+            raise UnreadableImage("too elongated")
+        longer = int(self.size * long / short)
+        return (self.size, longer) if size[0] <= size[1] else (longer, self.size)
+
     def __call__(self, image: Image.Image) -> Image.Image:
         """The resized image; the same one where it has that size."""
-        if isinstance(self.size, int):
-            short, long = min(image.size), max(image.size)
-            longer = int(self.size * long / short)
-            wanted = (self.size, longer) if image.width <= image.height else (longer, self.size)
-        else:
-            wanted = self.size[1], self.size[0]
+        wanted = self.output_size(image.size)
         return image if image.size == wanted else image.resize(wanted, self.resample)
 
 
@@ -53,10 +67,18 @@ class CenterCrop:
     height: int
     width: int
 
+    def box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the crop; beyond the edges where the image is too small."""
+        left, top = _before(size[0], self.width), _before(size[1], self.height)
+        return left, top, left + self.width, top + self.height
+
+    def output_size(self, _size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the crop, whatever the image's."""
+        return self.width, self.height
+
     def __call__(self, image: Image.Image) -> Image.Image:
         """An image of just that size."""
-        left, top = _before(image.width, self.width), _before(image.height, self.height)
-        return image.crop((left, top, left + self.width, top + self.height))
+        return image.crop(self.box(image.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,25 @@ class View:
         """Whether this is a model's entire preprocessing, which gives floats."""
         return self.key.startswith("whole:")
 
+    @property
+    def plain(self) -> bool:
+        """Whether it only resizes, bilinearly or bicubically, and crops: what a device does too."""
+        return not self.whole and all(
+            isinstance(step, CenterCrop)
+            or (isinstance(step, Resize) and step.resample in PLAIN_FILTERS)
+            for step in self.steps
+        )
+
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether a plain view takes images of this width and height; others are refused by `apply`."""
+        try:
+            for step in self.steps:
+                assert isinstance(step, Resize | CenterCrop)
+                size = step.output_size(size)
+        except UnreadableImage:
+            return False
+        return (size[1], size[0], 3) == self.shape
+
     def apply(self, image: Image.Image) -> Shaped[np.ndarray, "a b c"]:
         """Lay out one image.
 
@@ -91,10 +132,10 @@ class View:
         result: Any = image
         step: Any
         for step in self.steps:
-            if isinstance(step, Resize) and isinstance(step.size, int):
-                _refuse_strips(result, step.size)
             try:
                 result = step(result)
+            except UnreadableImage:
+                raise
             except Exception as error:
                 raise UnreadableImage(f"preprocessing failed: {type(error).__name__}") from error
         array = np.asarray(result, dtype=np.float32 if self.whole else np.uint8)
@@ -134,17 +175,19 @@ class Preprocess:
         images = batch.permute(0, 3, 1, 2).to(torch.float32).div_(255)
         if self.mean is None or self.std is None:
             return images
-        column = [1, 3, 1, 1]
-        images.sub_(torch.tensor(self.mean, device=batch.device).view(column))
-        return images.div_(torch.tensor(self.std, device=batch.device).view(column))
-
-
-def _refuse_strips(image: Image.Image, shorter: int) -> None:
-    long, short = max(image.size), min(image.size)
-    if shorter * shorter * long / short > _MAX_RESIZED:
-        raise UnreadableImage("too elongated")
+        images.sub_(_channels(self.mean, batch.device))
+        return images.div_(_channels(self.std, batch.device))
 
 
 def _before(there: int, wanted: int) -> int:
     """Where a crop begins: negative where the image is smaller than the crop."""
     return -((wanted - there) // 2) if wanted > there else round((there - wanted) / 2)
+
+
+@lru_cache(maxsize=64)
+def _channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 3 1 1"]:
+    """A number a channel on a device, sent there once: sending makes the program wait for a GPU."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)

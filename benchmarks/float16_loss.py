@@ -25,7 +25,8 @@ from core.forward import forward_paths
 from core.lengths import path_correlations
 from core.moments import ConceptMoments, CrossMoments
 from pipeline.config import parse_config
-from pipeline.sources import fetch, read_index
+from pipeline.fetching import fetch
+from pipeline.sources import read_index
 
 LAYERS = {"blocks.2": ("avg",), "blocks.4": ("avg",), "conv_head": ("avg",)}
 BATCH, LENGTH, FITTED = 32, 10, 0.7

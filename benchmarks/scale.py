@@ -21,9 +21,10 @@ from torchvision import transforms
 
 from actors.decode import Decoder
 from actors.preprocessing import split_transform
+from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
 from pipeline.price import read_prices
-from pipeline.sources import fetch, read_index
+from pipeline.sources import read_index
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,6 +26,7 @@ def find_paths(
     sign: Sign = "any",
     tolerance: float = 0.02,
     ridge: float = 0.0,
+    device: str | None = None,
 ) -> Paths:
     """Explanations of every length by the search of this name, for each neuron on its own.
 
@@ -40,12 +41,24 @@ def find_paths(
         sign: Signs that weights may have: ``any`` or ``positive``.
         tolerance: Validation correlation that a concept must add, for ``paper`` only.
         ridge: Ridge penalty of the choice, for ``forward`` only; see there.
+        device: Where `core.forward_gpu` selects, for ``forward`` with ``any`` only; by default
+            concepts are selected by `core.forward`, on processors.
 
     Raises:
-        ConfigError: An unknown search or sign, or ``paper`` with ``positive``.
+        ConfigError: An unknown search or sign, ``paper`` with ``positive``, or a device for another
+            search.
         ShapeError: Moments that do not fit together.
     """
     check_sign(sign)
+    if device is not None:
+        if (search, sign) != ("forward", "any"):
+            raise ConfigError(
+                f"search {search!r} with sign {sign!r} on a device; there 'forward' with sign 'any' is "
+                "all there is"
+            )
+        from core.forward_gpu import gpu_forward_paths  # PyTorch takes seconds to import
+
+        return gpu_forward_paths(*train, max_length, device, ridge=ridge)
     if search == "forward":
         return forward_paths(*train, max_length, sign=sign, ridge=ridge)
     if search == "beam":

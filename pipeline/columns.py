@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -34,13 +36,32 @@ def binary_column(array: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, buffer])
 
 
+def sparse_column(arrays: Sequence[np.ndarray], rows: Sequence[int], count: int) -> pa.Array:
+    """Arrays of one shape for some rows of a column, in their order; the others take no space."""
+    lengths = np.zeros(count + 1, np.int64)
+    lengths[np.asarray(rows, np.int64) + 1] = [array.nbytes for array in arrays]
+    data = np.stack(arrays).reshape(-1).view(np.uint8) if len(arrays) else np.zeros(0, np.uint8)
+    buffers = [None, pa.py_buffer(lengths.cumsum()), pa.py_buffer(data)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, buffers)
+
+
 def array_of(column: pa.ChunkedArray, view: View) -> np.ndarray:
-    """The inverse of `binary_column`, without a copy where the column is one piece."""
+    """The inverse of `binary_column`, without a copy where the column is one piece.
+
+    Of a `sparse_column` it gives the rows alone that have an array.
+    """
     dtype = np.float32 if view.whole else np.uint8
-    pieces = [np.zeros((0, *view.shape), dtype)] if not len(column) else []
-    for chunk in column.chunks:
-        width = chunk.type.byte_width
-        data = np.frombuffer(chunk.buffers()[1], np.uint8)
-        data = data[chunk.offset * width : (chunk.offset + len(chunk)) * width]
-        pieces.append(data.view(dtype).reshape(len(chunk), *view.shape))
+    pieces: list[np.ndarray] = []
+    for chunk in (chunk for chunk in column.chunks if len(chunk)):
+        first, last = chunk.offset, chunk.offset + len(chunk)
+        if pa.types.is_large_binary(chunk.type):
+            ends = np.frombuffer(chunk.buffers()[1], np.int64)
+            first, last = ends[first], ends[last]
+        else:
+            first, last = first * chunk.type.byte_width, last * chunk.type.byte_width
+        if last > first:
+            data = np.frombuffer(chunk.buffers()[-1], np.uint8)[first:last]
+            pieces.append(data.view(dtype).reshape(-1, *view.shape))
+    if not pieces:
+        return np.zeros((0, *view.shape), dtype)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -1,30 +1,43 @@
-"""Decoding a shard: what tasks on CPUs do in the record stage, in processes without PyTorch."""
+"""Decoding a shard: what tasks on CPUs do in the record stage, in processes without PyTorch.
+
+Where recording actors decode JPEG files themselves (`recordings.decode: gpu`), files that they surely can
+decode travel as they are, and arrays of the others alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from actors.allocator import keep_freed_memory
 from actors.decode import Decoder
+from actors.undecoded import Undecoded
 from actors.views import View
-from pipeline.columns import binary_column
-from pipeline.sources import fetch
+from pipeline.columns import binary_column, sparse_column
+from pipeline.fetching import fetch
 from pipeline.sources_parquet import ParquetRows
 
 #: Shard number of the rows that fill the last block up to the size of the others.
 PADDING = -1
 
+#: Columns of the files that travel as they are, by the names of `Undecoded`; null in other rows.
+FILE = {"data": pa.large_binary(), "width": pa.int32(), "height": pa.int32()}
+
 
 class DecodeShard:
-    """Maps a block of index rows to the same rows with a reason and a column for every view."""
+    """Maps a block of index rows to the same rows with a reason and a column for every view.
 
-    def __init__(self, views: Mapping[str, View]) -> None:
+    With `leave` files that a device can decode are in the columns `FILE`, and their views are empty.
+    """
+
+    def __init__(self, views: Mapping[str, View], leave: bool = False) -> None:
         self.views = dict(views)
+        self.leave = leave and all(view.plain for view in views.values())
         self.__name__ = "decode"
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -32,6 +45,8 @@ class DecodeShard:
         keep_freed_memory()
         rows = block.to_pylist()
         real = [row for row in rows if row["shard"] != PADDING]
+        if self.leave:
+            return self._left(block, rows, real)
         with closing(ParquetRows()) as opened:
             decoded = iter(Decoder(self.views, partial(fetch, rows=opened))(real))
         arrays = {
@@ -44,8 +59,38 @@ class DecodeShard:
             reasons.append(reason)
             for key, array in pixels.items():
                 arrays[key][position] = array
-        block = block.select(["shard", "parts", "image_id", "path", "split"])
-        block = block.append_column("reason", pa.array(reasons, pa.string()))
-        for number, array in enumerate(arrays.values()):
-            block = block.append_column(f"view{number}", binary_column(array))
+        return _with(block, reasons, [binary_column(array) for array in arrays.values()])
+
+    def _left(
+        self, block: pa.Table, rows: list[dict[str, Any]], real: list[dict[str, Any]]
+    ) -> pa.Table:
+        """The same with files where a device decodes them, and arrays where it does not."""
+        with closing(ParquetRows()) as opened:
+            given = iter(Decoder(self.views, partial(fetch, rows=opened)).or_left(real))
+        reasons: list[str | None] = []
+        files: list[Undecoded | None] = []
+        there: list[int] = []
+        arrays: dict[str, list[np.ndarray]] = {key: [] for key in self.views}
+        for position, row in enumerate(rows):
+            reason, made = ("padding", {}) if row["shard"] == PADDING else next(given)
+            reasons.append(reason)
+            files.append(made if isinstance(made, Undecoded) else None)
+            if isinstance(made, dict) and reason is None:
+                there.append(position)
+                for key, array in made.items():
+                    arrays[key].append(array)
+        views = [sparse_column(some, there, len(rows)) for some in arrays.values()]
+        block = _with(block, reasons, views)
+        for name, kind in FILE.items():
+            values = [None if file is None else getattr(file, name) for file in files]
+            block = block.append_column(name, pa.array(values, kind))
         return block
+
+
+def _with(block: pa.Table, reasons: list[str | None], views: list[pa.Array]) -> pa.Table:
+    """What actors need of the rows of the index, with what has become of each."""
+    block = block.select(["shard", "parts", "image_id", "path", "split"])
+    block = block.append_column("reason", pa.array(reasons, pa.string()))
+    for number, column in enumerate(views):
+        block = block.append_column(f"view{number}", column)
+    return block

@@ -115,7 +115,7 @@ def of_config(config: Config, out: str) -> list[Check]:
 def images(listed: Callable[[], ImageIndex]) -> Iterator[Check]:
     """List the images and decode the first."""
     from actors.decode import decode
-    from pipeline.sources import fetch
+    from pipeline.fetching import fetch
 
     rows = listed().rows
     first = rows.slice(0, 1).to_pylist()[0]

@@ -183,6 +183,7 @@ def run_tasks(
     *,
     memory: int = 0,
     num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
 ) -> Iterator[tuple[int, Any]]:
     """Run `function(*call)` as Ray tasks and yield (position, result) as they finish.
 
@@ -201,7 +202,9 @@ def run_tasks(
             f"{largest / 1024**3:.1f} GiB; use larger nodes, fewer concepts or smaller shards"
         )
     window = max(4, 2 * int(sum(node.get("CPU", 0.0) for node in nodes)))
-    remote = ray.remote(function).options(num_cpus=num_cpus, memory=memory or None, max_retries=3)
+    remote = ray.remote(function).options(
+        num_cpus=num_cpus, num_gpus=num_gpus or None, memory=memory or None, max_retries=3
+    )
     waiting = list(enumerate(calls))[::-1]
     running: dict[Any, int] = {}
     try:

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 
 import torch
 
+from actors.gpu_decode import check_decoder
+from core.errors import ConfigError
 from pipeline.ablation_plan import refuse_impossible_ablation
 from pipeline.baselines import check_baselines
 from pipeline.config import Config
+from pipeline.engine import Workers
 from pipeline.expected import expect
+from pipeline.fit import refuse_without_gpu
 from pipeline.number_format import format_note, tried_format
 from pipeline.pace import measure
 from pipeline.planning import prepare
 from pipeline.price import Cost, Prices, costs
+from pipeline.record import NO_GPU
 from pipeline.rundir import Run
 from pipeline.work import ACTOR, StageEstimate, Work
 
@@ -76,6 +81,16 @@ def estimate(config: Config, prices: Prices, out: str | None = None) -> Estimate
     check_baselines(config.simulate.baselines, config.recordings.keep)
     prepared = time.perf_counter() - begun
     device = "cuda" if torch.cuda.is_available() and config.ray.gpus_per_actor != 0 else "cpu"
+    workers = Workers(actors=1, gpus=1.0 if device == "cuda" else 0.0, per_node=1)
+    refuse_without_gpu(config.fit, workers)
+    if config.recordings.decode == "gpu":
+        if device == "cpu":
+            raise ConfigError(NO_GPU)
+        check_decoder(device)
+        notes.append(
+            "images were decoded on processors here; with recordings.decode 'gpu' most JPEG files are "
+            "not, so that recording takes less of them"
+        )
     begun = time.perf_counter()
     dtype, trial = tried_format(plan, device)
     pace = measure(plan, device, dtype)

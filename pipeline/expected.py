@@ -106,6 +106,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
     """
     if plan.config.recordings.compile:
         dtype = f"{dtype}, compiled"
+    if plan.config.recordings.decode == "gpu":
+        dtype = f"{dtype}, decoded on GPUs"
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
     directed = [
@@ -157,6 +159,8 @@ def expect(plan: Plan, dtype: str) -> Expected:
     moments = [[e.name, tables[moments_table(e.name)]] for e in plan.explainers]
     tables[SYNONYMS] = fingerprint(SYNONYMS, MOMENTS_VERSION, moments)
     settings = fit.model_dump(exclude={"length", "tolerance", "preset"})
+    if fit.device == "cpu":
+        del settings["device"]
     if fit.search == "paper":
         settings["tolerance"] = fit.tolerance
     tables[PATHS] = fingerprint(PATHS, FIT_VERSION, moments, settings)

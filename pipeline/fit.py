@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from core.errors import ConfigError
 from core.lengths import cross_validated, path_correlations, term_order
 from core.moments import ConceptMoments, CrossMoments, Moments, merged
 from core.paths import Paths, refitted
@@ -22,7 +23,7 @@ from core.shares import variance_shares
 from core.stability import selection_frequency
 from core.status import neuron_statuses
 from pipeline.choose import choose
-from pipeline.engine import run_tasks
+from pipeline.engine import Workers, recording_workers, run_tasks
 from pipeline.expected import EXPLANATIONS, PATHS, Expected
 from pipeline.fingerprints import fingerprint
 from pipeline.fit_config import FitConfig
@@ -36,8 +37,8 @@ from pipeline.targets import Column, columns_of
 
 WORK = "work/paths"
 
-#: Neurons that one task fits.
-BLOCK = 256
+#: Neurons that one task fits; that it selects concepts for on a GPU, which is sent all concept moments.
+BLOCK, GPU_BLOCK = 256, 4096
 
 PATH_SCHEMA = pa.schema(
     [
@@ -74,13 +75,29 @@ def fit(run: Run, plan: Plan, expected: Expected) -> None:
             facts |= {"rows": table.num_rows, "bytes": facts.get("bytes", 0) + size}
 
 
+def refuse_without_gpu(settings: FitConfig, workers: Workers) -> None:
+    """Refuse to select concepts on GPUs where there are none.
+
+    Raises:
+        ConfigError: `fit.device` asks for what the cluster has not.
+    """
+    if settings.device == "gpu" and not workers.gpus:
+        raise ConfigError(
+            "fit.device is 'gpu', and there is no GPU here; leave it out, or add GPUs (on a cluster that "
+            "grows from zero GPUs set ray.gpus_per_actor)"
+        )
+
+
 def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None:
     columns = columns_of(plan)
     settings = plan.config.fit.resolved
+    block, gpus = BLOCK, 0.0
+    if settings.device == "gpu":
+        block, gpus = GPU_BLOCK, recording_workers(plan.config.ray).gpus
     names: dict[tuple[str, str, int], str] = {}
     for explainer in plan.explainers:
         for column in columns:
-            for start in range(0, column.neurons, BLOCK):
+            for start in range(0, column.neurons, block):
                 made = fingerprint(whole, explainer.name, column.name, start)
                 key = (explainer.name, column.name, start)
                 names[key] = part_name(WORK, len(names), made)
@@ -88,10 +105,10 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
     progress = Progress("fit", len(plan.explainers) * sum(c.neurons for c in columns), "neurons")
     progress.resume_from(
         sum(
-            min(BLOCK, column.neurons - start)
+            min(block, column.neurons - start)
             for explainer in plan.explainers
             for column in columns
-            for start in range(0, column.neurons, BLOCK)
+            for start in range(0, column.neurons, block)
             if names[explainer.name, column.name, start] in there
         )
     )
@@ -103,7 +120,7 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
             for column in columns:
                 starts = [
                     start
-                    for start in range(0, column.neurons, BLOCK)
+                    for start in range(0, column.neurons, block)
                     if names[explainer.name, column.name, start] not in there
                 ]
                 if stored.sharpness[column.layer, column.pooling] != sharpness or not starts:
@@ -115,11 +132,12 @@ def _fit_blocks(run: Run, plan: Plan, whole: str, facts: dict[str, Any]) -> None
                 calls = [
                     (
                         *(run.folder, names[explainer.name, column.name, start], texts, column),
-                        *(explainer.name, start, settings, cross, *concepts),
+                        *(explainer.name, slice(start, start + block), settings, cross, *concepts),
                     )
                     for start in starts
                 ]
-                for _, fitted in run_tasks(fit_block, calls, memory=16 * BLOCK * len(stored.texts)):
+                memory = 16 * block * len(stored.texts)
+                for _, fitted in run_tasks(fit_block, calls, memory=memory, num_gpus=gpus):
                     progress.advance(fitted)
     table = pa.concat_tables([run.folder.read_table(name) for name in names.values()])
     facts |= {"rows": table.num_rows, "bytes": run.write(PATHS, "paths.parquet", table, whole)}
@@ -145,7 +163,7 @@ def fit_block(
     texts: list[str],
     column: Column,
     explainer: str,
-    start: int,
+    rows: slice,
     settings: FitConfig,
     cross: Mapping[str, CrossMoments],
     *concepts: ConceptMoments,
@@ -158,19 +176,19 @@ def fit_block(
         texts: Concepts of the moments.
         column: The layer.
         explainer: Name of the explainer.
-        start: First neuron of the block.
+        rows: Neurons of the block.
         settings: What to fit, presets resolved.
         cross: Moments of all neurons of the layer, by subset.
         concepts: As `blocks_to_fit` gives them.
     """
-    rows = slice(start, start + BLOCK)
     block = blocks_to_fit({subset: moments.take_neurons(rows) for subset, moments in cross.items()})
-    table = explanation_rows(list(concepts), block, texts, settings)
+    device = "cuda" if settings.device == "gpu" else None
+    table = explanation_rows(list(concepts), block, texts, settings, device)
     size = table.num_rows
     head = {
         "layer": pa.array([column.layer] * size),
         "pooling": pa.array([column.pooling] * size),
-        "neuron": pa.array(np.asarray(table["neuron"]) + start, pa.int32()),
+        "neuron": pa.array(np.asarray(table["neuron"]) + rows.start, pa.int32()),
         "explainer": pa.array([explainer] * size),
     }
     whole = pa.table(head | {n: table[n] for n in table.column_names if n != "neuron"})
@@ -183,6 +201,7 @@ def explanation_rows(
     cross: list[CrossMoments],
     texts: list[str],
     settings: FitConfig,
+    device: str | None = None,
 ) -> pa.Table:
     """A row for every length of every neuron; one row of length 0 where nothing can be explained.
 
@@ -191,9 +210,10 @@ def explanation_rows(
         cross: The same of the neurons.
         texts: Concepts of the moments.
         settings: What to fit, presets resolved.
+        device: Where concepts are selected, as for `core.search.find_paths`.
     """
     (train, val, both), (train_x, val_x, both_x) = concepts[:3], cross[:3]
-    paths = _search((train, train_x), (val, val_x), settings)
+    paths = _search((train, train_x), (val, val_x), settings, device)
     correlations = {
         "train_correlation": path_correlations(paths, train, train_x),
         "val_correlation": path_correlations(paths, val, val_x),
@@ -201,7 +221,9 @@ def explanation_rows(
     folds = list(zip(concepts[3::2], cross[3::2], concepts[4::2], cross[4::2], strict=True))
     if settings.search == "paper":  # chooses with validation images, of which folds have none
         folds = []
-    again = [_search((rest, rest_x), (val, val_x), settings) for rest, rest_x, _, _ in folds]
+    again = [
+        _search((rest, rest_x), (val, val_x), settings, device) for rest, rest_x, _, _ in folds
+    ]
     if folds:
         held = [
             path_correlations(path, fold, fold_x)
@@ -246,6 +268,7 @@ def _search(
     train: tuple[ConceptMoments, CrossMoments],
     val: tuple[ConceptMoments, CrossMoments],
     settings: FitConfig,
+    device: str | None,
 ) -> Paths:
     return find_paths(
         settings.search,
@@ -255,6 +278,7 @@ def _search(
         sign=settings.sign,
         tolerance=settings.tolerance,
         ridge=settings.ridge,
+        device=device,
     )
 
 

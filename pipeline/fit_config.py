@@ -63,6 +63,10 @@ class FitConfig(Strict):
     """Images that the final weights are fitted on, once concepts are chosen."""
     max_concepts: Annotated[int, Field(ge=1)] = 20_000
     """Most active concepts of an explainer; of more, those nearest to some neuron are kept."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """`gpu`: `forward` selects concepts on GPUs, thousands of neurons at a time, which pays from some
+    hundred thousands of neurons on. Where two concepts explain equally much up to rounding it may
+    take the other one. All else of the fit is computed on processors."""
     preset: Literal["paper"] | None = None
     """`paper`: the published elastic net, greedy search and calibration, with their settings."""
 
@@ -86,6 +90,10 @@ class FitConfig(Strict):
             raise ValueError("the published search stops at the length it chooses; drop length")
         if self.sign == "positive" and "paper" in (self.search, self.preset):
             raise ValueError("the published search has weights of any sign; drop sign or paper")
+        if self.device == "gpu" and (self.resolved.search != "forward" or self.sign != "any"):
+            raise ValueError(
+                "on a GPU there is the search 'forward' with weights of any sign alone; drop device"
+            )
         return self
 
     @property

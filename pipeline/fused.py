@@ -304,7 +304,7 @@ def _sought(run: Run, plan: Plan, explainer: ExplainerPlan, positions: np.ndarra
 
 def _decoder(models: Models, size: int) -> Any:
     """The task that decodes a block."""
-    decode = DecodeShard(models.views)
+    decode = DecodeShard(models.views, models.undecoded)
 
     def decode_shard(block: Any) -> Any:
         return decode(block)

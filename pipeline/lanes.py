@@ -157,9 +157,10 @@ class RecordLane(RecordShard):
         needed = [ACTIVATIONS, *dict.fromkeys(one.table for one in self.sought if one.table)]
         known = _Read(self.folder, shard, needed)
         block = self._nothing() if block is None else block
+        block, decoded = self.files_decoded(block)
         images, bad, written = self.usable(shard.number, block, parts[QUARANTINE], known.among)
         test = images["split"].to_numpy() == "test"
-        views = self.pixels(images)
+        views = self.pixels(images, decoded)
         rows: dict[str, np.ndarray] = {}
         overflowed, write = 0, 0.0
         for table in [*needed, *(t for t in parts if t not in (*needed, QUARANTINE))]:

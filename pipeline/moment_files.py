@@ -336,10 +336,11 @@ def _shards(plan: Plan, explainer: ExplainerPlan) -> list[str]:
     if explainer.path is None:
         return [shard.rows for shard in plan.shards]
     scores = image_scores(plan.index, explainer)
-    image_ids = plan.index.rows["image_id"].to_pylist()
+    image_ids = plan.index.rows["image_id"]
+    some = (image_ids.slice(s.start, s.stop - s.start).to_pylist() for s in plan.shards)
     return [
-        fingerprint(shard.rows, _digest(scores.of(image_ids[shard.start : shard.stop])))
-        for shard in plan.shards
+        fingerprint(shard.rows, _digest(scores.of(ids)))
+        for shard, ids in zip(plan.shards, some, strict=True)
     ]
 
 

@@ -24,13 +24,14 @@ from actors.decode import Decoder
 from actors.recorder import AUTO_BATCH, Recorder, resolve_dtype
 from pipeline.columns import activation_column
 from pipeline.engine import Workers
+from pipeline.fetching import fetch
 from pipeline.fingerprints import fingerprint
 from pipeline.log import say
 from pipeline.plan import Plan, TargetPlan
 from pipeline.rundir import Run
 from pipeline.shards import load_planned_target
-from pipeline.sources import fetch
 from pipeline.sources_parquet import ParquetRows
+from pipeline.stream import own_error
 
 #: Median agreement below which `auto` is float32, and plans advise it.
 ENOUGH = 0.99
@@ -72,7 +73,10 @@ def number_format(run: Run, plan: Plan, workers: Workers) -> str:
     # A driver on a cluster has other processors than those that record; a GPU is for workers alone.
     if workers.gpus or plan.config.ray.address is not None:
         task = ray.remote(choose_format).options(num_cpus=1, num_gpus=workers.gpus)
-        chosen = ray.get(task.remote(*_trial_of(plan, workers.device)))
+        try:
+            chosen = ray.get(task.remote(*_trial_of(plan, workers.device)))
+        except ray.exceptions.RayTaskError as error:
+            raise own_error(error) from None
     else:
         chosen = choose_format(*_trial_of(plan, workers.device))
     dtype: str = chosen[0]

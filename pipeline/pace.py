@@ -34,11 +34,11 @@ from core.sharpness import Sharpness
 from pipeline.columns import vectors
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, embeddings_table
+from pipeline.fetching import fetch
 from pipeline.fit import blocks_to_fit, explanation_rows
 from pipeline.fit_config import FitConfig
 from pipeline.plan import ClipPlan, Plan
 from pipeline.shards import RecordShard
-from pipeline.sources import fetch
 from pipeline.sources_parquet import ParquetRows
 from pipeline.storage import Folder
 from pipeline.stream import decoded_tables, models_of

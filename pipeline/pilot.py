@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from core.splits import in_sample
 from pipeline.concepts import (
@@ -45,6 +46,7 @@ from pipeline.rundir import Run
 from pipeline.scores import active_positions, explainer_source, shards_of
 from pipeline.screening import screened
 from pipeline.sharpen import IMAGES_TRIED, sharpen
+from pipeline.sources import AT_ONCE
 from pipeline.stream import record_tables
 
 FOLDER = "recordings/pilot"
@@ -188,11 +190,12 @@ def _sampled(plan: Plan) -> _Sample:
     What is recorded of a sample is of no use to other runs, and lies in the run.
     """
     config = plan.config
-    splits = plan.index.rows["split"].to_pylist()
-    used = np.array(splits) != "test"
+    used = pc.not_equal(plan.index.rows["split"], "test").to_numpy()
     share = min(1.0, IMAGES_TRIED / max(1, int(used.sum())))
-    image_ids = plan.index.rows["image_id"].to_pylist()
-    drawn = used & np.array(in_sample(image_ids, share, config.images.split.seed))
+    drawn = used.copy()
+    for start in range(0, len(drawn), AT_ONCE):
+        ids = plan.index.rows["image_id"].slice(start, AT_ONCE).to_pylist()
+        drawn[start : start + AT_ONCE] &= in_sample(ids, share, config.images.split.seed)
     rows = pa.array(np.flatnonzero(drawn))
     attributes = plan.index.attributes
     index = replace(

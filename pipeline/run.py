@@ -19,7 +19,7 @@ from pipeline.config import Config, parse_config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import PATHS, STAGES, SYNONYMS, Expected, expect, image_parts
-from pipeline.fit import fit
+from pipeline.fit import fit, refuse_without_gpu
 from pipeline.force import discard
 from pipeline.lock import RunLock, locked
 from pipeline.log import say
@@ -28,7 +28,7 @@ from pipeline.number_format import number_format
 from pipeline.outcome import Summary, summarise
 from pipeline.plan import Plan
 from pipeline.planning import prepare
-from pipeline.record import record
+from pipeline.record import record, refuse_decoding
 from pipeline.report import report
 from pipeline.rundir import Run
 from pipeline.sharpen import sharpen
@@ -127,6 +127,10 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES, force: bool 
         ConfigError: A stage that is not named has left a table that a named one would read stale.
     """
     workers = recording_workers(plan.config.ray)
+    if "record" in stages:
+        refuse_decoding(plan.config.recordings.decode, workers)
+    if "fit" in stages:
+        refuse_without_gpu(plan.config.fit, workers)
     dtype = number_format(run, plan, workers)
     expected = expect(plan, dtype)
     if force:

@@ -6,6 +6,7 @@ Writing happens in the actor that holds the result, so that activations never tr
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from actors.clip import load_clip
-from actors.recorder import ClipPart, Recorder, TargetPart
+from actors.gpu_decode import DeviceDecoder, DeviceViews
+from actors.recorder import ClipPart, Images, Recorder, TargetPart
 from actors.targets import load_target
+from actors.undecoded import Undecoded
 from core.errors import RecordingError
 from pipeline.columns import activation_column, array_of, vectors
-from pipeline.decoding import PADDING
+from pipeline.decoding import FILE, PADDING
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.plan import ClipPlan, TargetPlan
@@ -48,7 +52,10 @@ class Among:
 
 
 class RecordShard:
-    """Holds the models; maps a block of decoded images to written parts and a row of figures."""
+    """Holds the models; maps a block of images to written parts and a row of figures.
+
+    Files that come undecoded are decoded here, on the device of the models.
+    """
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class RecordShard:
         keep: str = "all",
     ) -> None:
         workers.settle()
+        self.device = workers.device
         self.folder = folder
         self.keep = keep
         plans: dict[str, TargetPlan | ClipPlan] = {**targets, **clips}
@@ -76,6 +84,8 @@ class RecordShard:
             )
             for table, p in plans.items()
         }
+        #: Two shards may be under way: while one computes, the other waits for storage.
+        self._computing = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Record one shard and write the parts that it lacks."""
@@ -86,20 +96,21 @@ class RecordShard:
                 f"a block holds shards {numbers}, expected one: a fault in streaming"
             )
         parts: dict[str, str] = json.loads(block["parts"][0].as_py())
+        with self._computing:
+            block, decoded = self.files_decoded(block)
         images, bad, written = self.usable(numbers[0], block, parts[QUARANTINE])
         if self.keep != "all":
             images = images.filter(pc.equal(images["split"], self.keep))
-        views = self.pixels(images)
-        infer = write = 0.0
-        overflowed = 0
-        for table in (table for table in parts if table != QUARANTINE):
+        with self._computing:
             begun = time.perf_counter()
-            columns, beyond = self.columns(table, views)
-            overflowed += beyond
-            inferred = time.perf_counter()
+            views = self.pixels(images, decoded)
+            made = {table: self.columns(table, views) for table in parts if table != QUARANTINE}
+            infer = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for table, (columns, _) in made.items():
             written += self.write(parts[table], images["image_id"], columns)
-            infer += inferred - begun
-            write += time.perf_counter() - inferred
+        write = time.perf_counter() - begun
+        overflowed = sum(beyond for _, beyond in made.values())
         return pa.table(
             {
                 "shard": numbers,
@@ -112,12 +123,26 @@ class RecordShard:
             }
         )
 
-    def pixels(self, images: pa.Table) -> dict[str, np.ndarray]:
-        """What each model looks at, by view."""
-        return {
+    def pixels(self, images: pa.Table, decoded: Mapping[str, DeviceViews]) -> dict[str, Images]:
+        """What each model looks at, by view, of some images.
+
+        Args:
+            images: Of a block; those that were decoded before are arrays, and stay so where all are.
+            decoded: By image, those that were decoded on the device.
+        """
+        arrived = {
             key: array_of(images[f"view{number}"], view)
             for number, (key, view) in enumerate(self.views.items())
         }
+        image_ids = images["image_id"].to_pylist()
+        if decoded.keys().isdisjoint(image_ids):
+            return dict(arrived)
+        found: dict[str, Images] = {}
+        for key, arrays in arrived.items():
+            others = iter(torch.tensor(arrays, device=self.device))
+            rows = [decoded[i][key] if i in decoded else next(others) for i in image_ids]
+            found[key] = torch.stack(rows)
+        return found
 
     def write(
         self, name: str, image_ids: pa.ChunkedArray, columns: Mapping[str, np.ndarray]
@@ -159,9 +184,31 @@ class RecordShard:
         used = pc.invert(pc.is_in(block["image_id"], value_set=known))
         return block.filter(used), len(known), 0
 
-    def columns(
-        self, table: str, views: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], int]:
+    def files_decoded(self, block: pa.Table) -> tuple[pa.Table, dict[str, DeviceViews]]:
+        """Decode what came undecoded.
+
+        Returns:
+            The block with a reason for each file that cannot be used, and by image, on the device, what
+            the others look like to each model.
+        """
+        if not set(FILE) <= set(block.column_names):
+            return block, {}
+        places = np.flatnonzero(pc.is_valid(block["data"]).to_numpy())
+        files = block.select(list(FILE)).take(pa.array(places)).to_pylist()
+        image_ids, reasons = block["image_id"].to_pylist(), block["reason"].to_pylist()
+        decode = DeviceDecoder(self.views, self.device)
+        found: dict[str, DeviceViews] = {}
+        for place, (reason, views) in zip(
+            places, decode([Undecoded(**file) for file in files]), strict=True
+        ):
+            reasons[place] = reason
+            if reason is None:
+                found[image_ids[place]] = views
+        block = block.drop_columns(list(FILE))
+        number = block.column_names.index("reason")
+        return block.set_column(number, "reason", pa.array(reasons, pa.string())), found
+
+    def columns(self, table: str, views: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], int]:
         """What one model makes of some images, by column, float16, and how much did not fit."""
         recorded = self.recorders[table].record(views)
         if table == ACTIVATIONS:

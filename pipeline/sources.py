@@ -1,4 +1,5 @@
 """Image data sets as a small index: one row an image, with where its bytes lie; no pixel is read.
+`pipeline.fetching` reads them.
 
 Formats: `folder` (class folders), `webdataset` (tars with a JSON or .cls file beside each image),
 `parquet` (rows with the bytes of an image) and `manifest` (CSV or Parquet with `path` and any columns).
@@ -10,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +21,20 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from core.errors import SourceError, StoppedEarly, close_names
+from core.errors import SourceError, close_names
 from core.splits import split_of
+from pipeline.fetching import PARQUET_ROW, WHOLE_FILE
 from pipeline.images_config import ImagesConfig, SplitConfig
 from pipeline.mapped import on_disk
 from pipeline.outages import patiently
 from pipeline.sources_files import (
-    MISSING,
     has_magic,
-    is_there,
     list_files,
-    read_file,
     shown,
     stamps,
-    tried,
 )
 from pipeline.sources_parquet import (
     PARQUET_SUFFIX,
-    DamagedRowGroup,
-    ParquetRows,
     holds_images,
     list_rows,
     row_url,
@@ -51,10 +46,6 @@ from pipeline.urls import refuse_secret
 AT_ONCE = 50_000
 
 MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
-
-#: What `length` is in the index where the image is a whole file, or where it is a row of a Parquet
-#: file; `offset` is then the row's number, and `url` ends in the column's name.
-WHOLE_FILE, PARQUET_ROW = -1, -2
 
 #: Columns of the index. `url`, `offset` and `length` say where the bytes are; `stamp` changes when the
 #: content does: size and modification time, or an object's etag.
@@ -138,48 +129,6 @@ def _list_images(config: ImagesConfig) -> ImageIndex:
     splits = _splits(table, attributes, config.split)
     table = table.append_column("split", splits).select(INDEX_SCHEMA.names)
     return ImageIndex(on_disk(table), on_disk(attributes))
-
-
-def fetch(row: Mapping[str, Any], rows: ParquetRows | None = None) -> bytes:
-    """The bytes of one image of the index; what may be a passing fault is tried three times.
-
-    Args:
-        row: Of the index: its `url`, `offset` and `length`.
-        rows: What the previous image was fetched with. Images in Parquet files lie behind one another:
-            taken in the order of the index with the same `rows`, each is read once.
-
-    Raises:
-        OSError: The file is gone, cannot be read, or is shorter than it was when it was listed.
-        StoppedEarly: The storage does not answer, or more is gone than this file.
-    """
-    if row["length"] == PARQUET_ROW and rows is None:
-        with closing(ParquetRows()) as rows:
-            return fetch(row, rows)
-    try:
-        if rows is not None and row["length"] == PARQUET_ROW:
-            opened = rows
-            read = lambda: opened.read(row["url"], row["offset"])  # noqa: E731
-            return tried(read, row["url"], (DamagedRowGroup,))
-        length = None if row["length"] == WHOLE_FILE else row["length"]
-        return read_file(row["url"], row["offset"], length)
-    except (FileNotFoundError, PermissionError) as error:
-        _refuse_if_more_is_gone(row, error)
-        raise
-
-
-def _refuse_if_more_is_gone(row: Mapping[str, Any], error: OSError) -> None:
-    """Stop where not one image is gone, but what holds many: a bucket, a disk, a tar, the right to read.
-
-    A file that was gone when it was listed says nothing of that.
-    """
-    if row["stamp"] == MISSING:
-        return
-    url = row["url"].rpartition("#")[0] if row["length"] == PARQUET_ROW else row["url"]
-    if not is_there(url, above=row["length"] == WHOLE_FILE):
-        raise StoppedEarly(
-            f"what holds {row['path']!r} was there when the images were listed and cannot be read now "
-            f"({type(error).__name__}: {url}); run again to resume when it is back"
-        ) from error
 
 
 def _guess_format(fs: Any, path: str, paths: pa.ChunkedArray) -> str:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from actors.undecoded import MAX_BYTES
 from actors.views import View
 from core.errors import NeuroscribeError, RecordingError, StoppedEarly, ThresholdError
 from pipeline.concepts import kept_images
@@ -38,6 +39,9 @@ from pipeline.progress import Progress
 from pipeline.rundir import Run
 from pipeline.shards import RecordShard
 from pipeline.sources import count_splits
+
+#: Shards that an actor has under way: a GPU computes one while another is written.
+AT_ONCE = {"cpu": 1, "cuda": 2}
 
 #: Small files that are read at once.
 READERS = 16
@@ -130,7 +134,7 @@ def _stream(
     """Run the pending shards through decode tasks and recording actors."""
     size, keep = plan.config.recordings.shard_size, plan.config.recordings.keep
     models = models_of(plan, {table for tables in pending.values() for table in tables})
-    data_context(size * (models.image_bytes + 1024))
+    data_context(size * (models.largest_bytes + 1024))
     todo = [plan.shards[number] for number in pending]
     parts = {
         number: {table: expected.parts[table][number] for table in (QUARANTINE, *tables)}
@@ -141,7 +145,7 @@ def _stream(
     stages = (
         _source(plan, pending, parts)
         .map_batches(
-            DecodeShard(models.views),
+            DecodeShard(models.views, models.undecoded),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
@@ -162,10 +166,10 @@ def _stream(
             },
             compute=ray.data.ActorPoolStrategy(
                 size=min(workers.actors, len(todo)),
-                # One shard at a time, yet in the actor's own thread: in a second one a CPU's forward
-                # pass takes twice as long (see actors.allocator; OpenMP's threads would sleep too).
+                # In the actor's own thread: in a second one a CPU's forward pass takes twice as long
+                # (see actors.allocator; OpenMP's threads would sleep too).
                 enable_true_multi_threading=True,
-                max_concurrent_calls_per_actor=1,
+                max_concurrent_calls_per_actor=AT_ONCE[workers.device],
             ),
             batch_size=size,
             batch_format="pyarrow",
@@ -206,6 +210,8 @@ class Models:
 
     targets: dict[str, TargetPlan]
     clips: dict[str, ClipPlan]
+    undecoded: bool = False
+    """Whether files that a device can decode travel as they are."""
 
     @property
     def views(self) -> dict[str, View]:
@@ -215,15 +221,22 @@ class Models:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of a decoded image."""
-        return sum(_view_bytes(view) for view in self.views.values())
+        """Bytes of an image as it travels, a usual one where it travels undecoded."""
+        decoded = sum(_view_bytes(view) for view in self.views.values())
+        return max(decoded, MAX_BYTES // 4) if self.undecoded else decoded
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest image that may travel."""
+        return max(self.image_bytes, MAX_BYTES if self.undecoded else 0)
 
 
 def models_of(plan: Plan, tables: Collection[str]) -> Models:
     """The models that make these tables."""
     targets = {ACTIVATIONS: plan.target} if ACTIVATIONS in tables else {}
     named = {embeddings_table(name): clip for name, clip in plan.clips.items()}
-    return Models(targets, {table: clip for table, clip in named.items() if table in tables})
+    clips = {table: clip for table, clip in named.items() if table in tables}
+    return Models(targets, clips, plan.config.recordings.decode == "gpu")
 
 
 def record_progress(run: Run, plan: Plan, shards: Iterable[int], label: str = "record") -> Progress:

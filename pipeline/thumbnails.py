@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from actors.decode import decode
 from core.errors import UnreadableImage
 from pipeline.engine import run_tasks
+from pipeline.fetching import fetch
 from pipeline.plan import Plan
-from pipeline.sources import fetch
 from pipeline.sources_parquet import ParquetRows
 
 #: Longer side of an image in the atlas, in pixels, and its JPEG quality.

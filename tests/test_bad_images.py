@@ -16,11 +16,12 @@ from actors.decode import decode
 from core.errors import SourceError, UnreadableImage
 from pipeline import planted, sources_files
 from pipeline.config import parse_config
+from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
 from pipeline.planning import prepare
 from pipeline.run import carry_out
 from pipeline.rundir import Run
-from pipeline.sources import fetch, read_index
+from pipeline.sources import read_index
 
 GOOD, BAD = list(good()), list(bad())
 

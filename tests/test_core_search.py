@@ -71,3 +71,15 @@ def test_unknown_names_and_impossible_combinations_are_refused(
         find_paths("paper", *splits, 4, sign="positive")
     with pytest.raises(ConfigError, match="unknown sign 'both'"):
         find_paths("forward", *splits, 4, sign="both")
+
+
+def test_a_device_selects_what_processors_select_and_nothing_but_forward(
+    splits: list[tuple[ConceptMoments, CrossMoments]],
+) -> None:
+    for ridge in (0.0, 0.1):
+        here = find_paths("forward", *splits, 4, ridge=ridge)
+        there = find_paths("forward", *splits, 4, ridge=ridge, device="cpu")
+        assert same(here, there)
+    for search, sign in (("beam", "any"), ("forward", "positive")):
+        with pytest.raises(ConfigError, match=f"'{search}' with sign '{sign}' on a device"):
+            find_paths(search, *splits, 4, sign=sign, device="cpu")  # type: ignore[arg-type]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from core.errors import ConfigError
 from pipeline import planted as planted_network
 from pipeline.config import parse_config
+from pipeline.expected import expect, made_by
+from pipeline.fit import blocks_to_fit, explanation_rows
+from pipeline.moments import StoredMoments
+from pipeline.planning import prepare
 from pipeline.planted import NAMES, NEURONS
 from pipeline.run import execute, refit_length
 from pipeline.rundir import Run
+from pipeline.targets import columns_of
 
 TESTS = Path(__file__).parent
 IMAGES = 1500
@@ -202,3 +209,41 @@ def test_a_near_synonym_of_a_concept_is_named_and_others_are_not(
         named.pop("much the same", None)
         assert not any(named.values())
     assert found >= 3
+
+
+def test_concepts_that_a_device_selects_are_explained_like_all_others(folder: Path) -> None:
+    run = Run.open(folder / "run")
+    plan = prepare(parse_config(planted_network.config(folder), base=TESTS))
+    stored = StoredMoments(run, plan, plan.explainers[0])
+    column = columns_of(plan)[0]
+    (sharpness,) = set(stored.sharpness.values())
+    moments = blocks_to_fit(stored.concepts(sharpness)), blocks_to_fit(stored.cross(column))
+    settings = plan.config.fit.resolved
+    here = explanation_rows(*moments, stored.texts, settings)  # type: ignore[arg-type]
+    there = explanation_rows(*moments, stored.texts, settings, "cpu")  # type: ignore[arg-type]
+    assert here.num_rows > 5 * NEURONS
+    assert here.equals(there)
+
+
+def test_a_fit_on_gpus_is_refused_where_there_are_none_and_for_other_searches(
+    folder: Path,
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    config = planted_network.config(folder, fit={"device": "gpu"})
+    with pytest.raises(ConfigError, match=r"fit\.device is 'gpu', and there is no GPU here"):
+        execute(parse_config(config, base=TESTS), folder / "nowhere")
+    for other in ({"search": "beam"}, {"sign": "positive"}, {"preset": "paper"}):
+        config = planted_network.config(folder, fit={"device": "gpu", **other})
+        with pytest.raises(
+            ConfigError, match=r"the search 'forward' with weights of any sign alone"
+        ):
+            parse_config(config, base=TESTS)
+
+
+def test_where_concepts_are_selected_changes_paths_and_nothing_before_them(folder: Path) -> None:
+    plan = prepare(parse_config(planted_network.config(folder), base=TESTS))
+    fit = plan.config.fit.model_copy(update={"device": "gpu"})
+    there = replace(plan, config=plan.config.model_copy(update={"fit": fit}))
+    changed = expect(plan, "float32").tables.items() ^ expect(there, "float32").tables.items()
+    assert {made_by(table) for table, _ in changed} == {"fit", "simulate", "report"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,24 @@ NOT_IN_CORE = {
     "open_clip",
     "timm",
 }
+
+#: What tasks run that decode images or read tables: PyTorch would take them two seconds and half their memory.
+WITHOUT_TORCH = (
+    "calibration",
+    "choose",
+    "concepts",
+    "decoding",
+    "fit",
+    "held_out",
+    "images_table",
+    "moments",
+    "report_scores",
+    "sanity",
+    "screening",
+    "sharpen",
+    "simulate",
+    "thumbnails",
+)
 
 MODULES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 
@@ -59,6 +79,12 @@ def test_a_module_has_one_subject_and_says_which(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), "a module says what it is for"
     assert len(text.splitlines()) <= 420
+
+
+def test_tasks_that_decode_or_read_tables_start_without_pytorch() -> None:
+    imports = "\n".join(f"import pipeline.{name}" for name in WITHOUT_TORCH)
+    program = f"import sys\n{imports}\nsys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_the_readme_names_the_two_commands_that_the_makefile_has() -> None:

@@ -23,11 +23,12 @@ from trouble import s3_endpoint, small_disk
 from core.errors import RecordingError, StoppedEarly
 from pipeline import outages, planted
 from pipeline.config import parse_config
+from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
 from pipeline.outages import is_outage, patiently, writing
 from pipeline.run import execute
 from pipeline.rundir import Run
-from pipeline.sources import fetch, read_index
+from pipeline.sources import read_index
 from pipeline.storage import Folder
 
 

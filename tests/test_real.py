@@ -18,10 +18,11 @@ from timm.data import create_transform, resolve_model_data_config
 from actors.weights import load_weights
 from pipeline.cli import main
 from pipeline.config import parse_config
+from pipeline.fetching import fetch
 from pipeline.outcome import Summary
 from pipeline.run import execute
 from pipeline.rundir import Run
-from pipeline.sources import fetch, read_index
+from pipeline.sources import read_index
 
 LAYERS = {"blocks.2": ["avg", "max"], "conv_head": ["avg"]}
 

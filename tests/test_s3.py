@@ -20,9 +20,10 @@ from trouble import KEY, S3, SECRET, TESTS, environment, s3_endpoint, start, wai
 
 from pipeline import planted
 from pipeline.cli import main
+from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
 from pipeline.rundir import Run
-from pipeline.sources import fetch, read_index
+from pipeline.sources import read_index
 
 FIRST, ALL, SHARD = 120, 180, 20
 RUN = "s3://neurons/runs/one"

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from core.errors import SourceError
+from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
-from pipeline.sources import fetch, read_index
+from pipeline.sources import read_index
 
 
 def picture(shade: int) -> bytes:

@@ -24,8 +24,9 @@ from pipeline import sources_files
 from pipeline.concepts_config import ConceptsConfig
 from pipeline.decoding import DecodeShard
 from pipeline.explainers import image_scores, plan_explainer
+from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
-from pipeline.sources import ImageIndex, fetch, read_index
+from pipeline.sources import ImageIndex, read_index
 from pipeline.sources_parquet import ParquetRows
 
 CLASSES = ["cat", "dog", "newt"]
