@@ -28,7 +28,7 @@ NOT_IN_CORE = {
     "timm",
 }
 
-#: What tasks run that decode images or read tables: PyTorch would take them two seconds and half their memory.
+#: What tasks run that decode images or read tables: PyTorch takes two seconds, and half of their memory.
 WITHOUT_TORCH = (
     "calibration",
     "choose",

@@ -21,7 +21,7 @@ from pipeline.expected import ACTIVATIONS, QUARANTINE, STAGES, embeddings_table,
 from pipeline.expected import IMAGES as IMAGES_TABLE
 from pipeline.fingerprints import fingerprint
 from pipeline.images_table import rows_of
-from pipeline.lanes import RecordLane, Sought
+from pipeline.lanes import LaneShard, RecordLane, Sought
 from pipeline.moment_files import Block, Layout, lanes_of, read_moments, waves_of
 from pipeline.moments import BlockSums, Output, outputs_of
 from pipeline.planning import prepare
@@ -372,8 +372,10 @@ def test_new_concepts_are_summed_where_images_are_recorded_as_among_all_others(
     lane.begin(0, [outputs])
     for shard in plan.shards[:LANE]:
         parts = {QUARANTINE: expected.parts[QUARANTINE][shard.number]}
-        decoded = DecodeShard(models.views)(block_of(rows_of(plan, shard), shard, parts))
-        lane.add(decoded, shard.number == LANE - 1)
+        rows = rows_of(plan, shard)
+        decoded = DecodeShard(models.views)(block_of(rows, shard, parts))
+        last = shard.number == LANE - 1
+        lane.add(LaneShard(shard.number, rows.select(["image_id", "split"]), parts, last), decoded)
     lane.finish()
     for whole, some in zip(all_of, new_of, strict=True):
         ours, theirs = read_moments(run.folder, some), read_moments(run.folder, whole)
