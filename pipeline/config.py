@@ -36,8 +36,8 @@ class RecordingsConfig(Strict):
     shard_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Images per shard: the unit of work, of commit and of resumption."""
     compile: bool = False
-    """Compile the models' passes (torch.compile): faster by a half or more after a minute or two for
-    each model and recording actor, so that it pays from some ten thousands of images on."""
+    """Compile the models' passes (torch.compile), which takes a minute or two for each model and
+    recording actor: faster by a third or more on GPUs; on CPUs try it, since it may not pay there."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where JPEG files are decoded: by tasks on processors, or by recording actors on their GPUs, where
     processors are too few for a fast GPU. Pixels then differ a little. Files of other kinds, turned or
