@@ -26,10 +26,10 @@ from pipeline.columns import activation_column
 from pipeline.engine import Workers
 from pipeline.fetching import fetch
 from pipeline.fingerprints import fingerprint
+from pipeline.loading import target_part
 from pipeline.log import say
 from pipeline.plan import Plan, TargetPlan
 from pipeline.rundir import Run
-from pipeline.shards import load_planned_target
 from pipeline.sources_parquet import ParquetRows
 from pipeline.stream import own_error
 
@@ -130,9 +130,7 @@ def try_format(
     images = np.stack(pixels)
     found, seconds = {}, {}
     for name in (dtype, "float32"):
-        recorder = Recorder(
-            [load_planned_target(target)], device=device, dtype=name, batch_size=batch_size
-        )
+        recorder = Recorder([target_part(target)], device=device, dtype=name, batch_size=batch_size)
         pieces = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
         if len(pieces) == 1:  # once more, since the first lays out memory and chooses kernels
             recorder.record({view.key: pieces[0]})

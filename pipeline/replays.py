@@ -20,14 +20,13 @@ import ray
 import torch
 
 from actors.replay import Head, Replay
-from actors.targets import load_target
 from actors.views import View
 from core.errors import RecordingError, StoppedEarly
 from pipeline.columns import array_of, vectors
 from pipeline.decoding import DecodeShard
 from pipeline.engine import Workers, ready
+from pipeline.loading import planned_target
 from pipeline.plan import TargetPlan
-from pipeline.planning import target_fingerprint
 from pipeline.storage import Folder
 from pipeline.stream import lost, own_error
 from pipeline.targets import Column
@@ -63,12 +62,7 @@ class Replayer:
 
     def __init__(self, plan: TargetPlan, columns: Sequence[Column], workers: Workers) -> None:
         workers.settle()
-        target = load_target(plan.model, plan.weights, base=plan.base)
-        if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
-            raise RecordingError(
-                f"{plan.model!r} has other weights on this worker than where the run was planned; "
-                "give every node the same files"
-            )
+        target = planned_target(plan)
         self._replays = {
             c.name: Replay(target, c.layer, c.pooling, device=workers.device) for c in columns
         }

@@ -15,13 +15,11 @@ import ray
 import torch
 
 from actors.heat_maps import BATCH, HeatMapper, Maps, has_map, map_shape, seen_share
-from actors.targets import load_target
-from core.errors import RecordingError
 from pipeline.atlas.data import Pairs
 from pipeline.columns import array_of
 from pipeline.engine import Workers
+from pipeline.loading import planned_target
 from pipeline.plan import Plan, TargetPlan
-from pipeline.planning import target_fingerprint
 from pipeline.progress import Progress
 from pipeline.replays import Replayers
 from pipeline.thumbnails import index_rows
@@ -34,12 +32,7 @@ class HeatMapTask:
         self, plan: TargetPlan, layers: Sequence[str], workers: Workers, dtype: str
     ) -> None:
         workers.settle()
-        target = load_target(plan.model, plan.weights, base=plan.base)
-        if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
-            raise RecordingError(
-                f"{plan.model!r} has other weights on this worker than where the run was planned; "
-                "give every node the same files"
-            )
+        target = planned_target(plan)
         self._mapper = HeatMapper(target, layers, workers.device, getattr(torch, dtype))
 
     def maps(self, shard: pa.Table, number: int, wanted: Mapping[str, Pairs]) -> Any:

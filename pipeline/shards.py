@@ -17,18 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from actors.clip import load_clip
 from actors.gpu_decode import DeviceDecoder, DeviceViews
-from actors.recorder import ClipPart, Images, Recorder, TargetPart
-from actors.targets import load_target
+from actors.recorder import Images, Recorder
 from actors.undecoded import Undecoded
 from core.errors import RecordingError
 from pipeline.columns import activation_column, array_of, vectors
 from pipeline.decoding import FILE, PADDING
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
+from pipeline.loading import clip_part, target_part
 from pipeline.plan import ClipPlan, TargetPlan
-from pipeline.planning import clip_fingerprint, target_fingerprint
 from pipeline.storage import Folder, parquet_bytes
 
 
@@ -76,7 +74,7 @@ class RecordShard:
         self.views = {p.preprocess.view.key: p.preprocess.view for p in plans.values()}
         self.recorders = {
             table: Recorder(
-                [load_planned_target(p) if isinstance(p, TargetPlan) else _load_clip(p)],
+                [target_part(p) if isinstance(p, TargetPlan) else clip_part(p)],
                 device=workers.device,
                 dtype=dtype,
                 batch_size=batch_size,
@@ -220,30 +218,3 @@ class RecordShard:
             (values,) = recorded.embeddings.values()
             columns = {"embedding": values}
         return columns, recorded.overflowed
-
-
-def load_planned_target(plan: TargetPlan) -> TargetPart:
-    """The network as it was planned, with its layers and directions.
-
-    Raises:
-        RecordingError: It has other weights on this machine.
-    """
-    target = load_target(plan.model, plan.weights, base=plan.base)
-    if target_fingerprint(target, plan.preprocess) != plan.fingerprint:
-        raise RecordingError(_differs(plan.model))
-    directions = [some.load() for some in plan.directions.values()]
-    return TargetPart(target, plan.own_layers, directions)
-
-
-def _load_clip(plan: ClipPlan) -> ClipPart:
-    clip = load_clip(plan.model, base=plan.base)
-    if clip_fingerprint(clip, plan.preprocess) != plan.fingerprint:
-        raise RecordingError(_differs(plan.model))
-    return ClipPart(clip, plan.name)
-
-
-def _differs(model: str) -> str:
-    return (
-        f"{model!r} has other weights on this worker than where the run was planned; "
-        "give every node the same files"
-    )
