@@ -115,7 +115,6 @@ class RecordLane(RecordShard):
             _scorer(folder, one, workers.device) if one.table else _Known(next(scores), one)
             for one in self.sought
         ]
-        self.device = workers.device
         self._expected = 0
         self._outputs: list[list[Output]] = []
         self._sums: list[BlockSums] = []

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from jaxtyping import Float16
 
@@ -189,12 +188,10 @@ def format_note(trial: FormatTrial) -> str:
 
 def _trial_of(plan: Plan, device: str) -> tuple[TargetPlan, list[dict[str, Any]], str, int]:
     """The network, images that are evenly spread, the device and the size of a batch."""
-    total = plan.index.rows.num_rows
-    places = np.unique(np.linspace(0, total - 1, min(TRIED, total)).astype(int))
-    rows: list[dict[str, Any]] = plan.index.rows.take(pa.array(places)).to_pylist()
     largest = CPU_BATCH if device == "cpu" else AUTO_BATCH[device]
     wanted = plan.config.target.batch_size
-    return plan.target, rows, device, largest if wanted == "auto" else min(wanted, largest)
+    size = largest if wanted == "auto" else min(wanted, largest)
+    return plan.target, plan.index.spread(TRIED), device, size
 
 
 def _name(device: str, dtype: str) -> str:

@@ -105,7 +105,7 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
     models = models_of(plan, decoded_tables(plan))
     wanted = plan.config.target.batch_size
     batch = AUTO_BATCH[device] if wanted == "auto" else wanted
-    rows = _spread(plan, BATCHES_TRIED * batch)
+    rows = plan.index.spread(BATCHES_TRIED * batch)
     opened, _ = _decoded(rows, {})
     decode, views = _decoded(rows, models.views)
     folder = Folder(f"memory://neuroscribe-pace-{secrets.token_hex(6)}")
@@ -158,16 +158,6 @@ def measure(plan: Plan, device: str, dtype: str) -> Pace:
         read=read,
         **algebra,
     )
-
-
-def _spread(plan: Plan, count: int) -> list[dict[str, Any]]:
-    """Some rows of the index, evenly spread, in an order that begins anywhere."""
-    total = plan.index.rows.num_rows
-    places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
-    # So that a part of them is spread as well.
-    places = np.random.default_rng(0).permutation(places)
-    rows: list[dict[str, Any]] = plan.index.rows.take(pa.array(places)).to_pylist()
-    return rows
 
 
 def _decoded(rows: Sequence[dict[str, Any]], wanted: Any) -> tuple[float, dict[str, np.ndarray]]:

@@ -81,6 +81,14 @@ class ImageIndex:
         """Images of train, val and test."""
         return count_splits(self.rows)
 
+    def spread(self, count: int) -> list[dict[str, Any]]:
+        """At most so many rows, evenly spread, in an order of which every part is spread as well."""
+        total = self.rows.num_rows
+        places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
+        places = np.random.default_rng(0).permutation(places)
+        found: list[dict[str, Any]] = self.rows.take(pa.array(places)).to_pylist()
+        return found
+
 
 def count_splits(images: pa.Table) -> dict[str, int]:
     """Images of each split; 0 where there is none."""
