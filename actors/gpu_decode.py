@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,14 +93,33 @@ def decode_jpegs(
     """
     try:
         return list(_decode_all(files, torch.device(device)))
-    except torch.cuda.OutOfMemoryError:
-        raise
     except RuntimeError:  # of one file at least; the decoder gives all of them or none
-        if len(files) == 1:
-            return [None]
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()  # nvJPEG has memory of its own, which may have been lacking
-    return [image for file in files for image in decode_jpegs([file], device)]
+        pass
+    if len(files) == 1:
+        return [_again(files[0], torch.device(device))]
+    half = len(files) // 2
+    return decode_jpegs(files[:half], device) + decode_jpegs(files[half:], device)
+
+
+def _again(file: bytes, device: torch.device) -> UInt8[Tensor, "3 height width"] | None:
+    """A file that was refused, once more with all the memory there is; None where it is refused again.
+
+    A decoder that refuses a good file too lacks memory or is broken: then nothing says of this file that
+    Pillow must decode it, and who falls back would make pixels depend on what else the device does.
+
+    Raises:
+        RuntimeError: The device does not decode a good file either.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    try:
+        return _decode_all([file], device)[0]
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower():
+            raise
+        _decode_all([_good_file((200, 90, 40))], device)
+        return None
 
 
 def lay_out(
@@ -146,11 +166,9 @@ def check_decoder(device: str | torch.device) -> None:
         ConfigError: The library is missing, or cannot decode on this device.
     """
     colour = (200, 90, 40)
-    buffer = io.BytesIO()
-    Image.new("RGB", (48, 32), colour).save(buffer, "JPEG", quality=95)
     why = "it gives other colours than were put in"
     try:
-        (image,) = _decode_all([buffer.getvalue()], torch.device(device))
+        (image,) = _decode_all([_good_file(colour)], torch.device(device))
         expected = torch.tensor(colour, device=image.device).view(3, 1, 1)
         if image.shape == (3, 32, 48) and int((image.int() - expected).abs().max()) <= 8:
             return
@@ -163,9 +181,21 @@ def check_decoder(device: str | torch.device) -> None:
     )
 
 
+def _good_file(colour: tuple[int, int, int]) -> bytes:
+    """A small JPEG file of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), colour).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
 def _decode_all(files: Sequence[bytes], device: torch.device) -> Sequence[Tensor]:
     """The library's own decoder: all files, or a RuntimeError."""
     tensors = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+    if device.type == "cuda":
+        # The decoder writes in a stream of its own, and waits for nobody: what is queued may still read
+        # memory that it is given.
+        current: Any = torch.cuda.current_stream(device)
+        current.synchronize()
     with warnings.catch_warnings():
         # torchvision has announced that its decoders will go.
         warnings.simplefilter("ignore", DeprecationWarning)

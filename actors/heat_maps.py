@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from actors.kernels import repeatable
 from actors.layer_info import LayerInfo
 from actors.preprocessing import split_transform
-from actors.taps import LayerTap, channels_first, plain_attention
+from actors.taps import LayerTap, channels_first
 from actors.targets import Target
 from actors.views import View
 
@@ -115,14 +116,7 @@ class HeatMapper:
         """
         missing = BATCH - len(images)
         filled = np.concatenate([images, np.repeat(images[:1], missing, axis=0)])
-        with (
-            torch.inference_mode(),
-            plain_attention(),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-            self._tap,
-        ):
+        with repeatable(), self._tap:
             batch = self._preprocess.normalise(torch.from_numpy(filled).to(self.device))
             batch = batch.to(self.dtype).contiguous(memory_format=torch.channels_last)
             found = self._tap.run(batch, stop_early=True)

@@ -8,9 +8,9 @@ images beside it nor the other models can change it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from actors.clip import Clip
 from actors.directions import DirectionSet
 from actors.folding import fold_batch_norms
+from actors.kernels import repeatable
 from actors.preprocessing import split_transform
-from actors.taps import LayerTap, plain_attention
+from actors.staging import Staging, arrays_of
+from actors.taps import LayerTap
 from actors.targets import Target
 from actors.views import Preprocess, View
 from core.errors import ConfigError, NeuroscribeError, ShapeError
@@ -169,7 +171,7 @@ class Recorder:
         activations: dict[_Key, Float16[np.ndarray, "images neurons"]] = {}
         embeddings: dict[str, Float16[np.ndarray, "images d"]] = {}
         overflowed = 0
-        with torch.inference_mode(), plain_attention(), _repeatable():
+        with repeatable():
             for runner in self._runners:
                 results, beyond = self._run(runner, views[runner.view.key])
                 overflowed += beyond
@@ -223,7 +225,7 @@ class _Runner:
         self.dtype = dtype
         self.batch_size = batch_size
         self._checked = False
-        self._staging: _Staging | None = None
+        self._staging: Staging | None = None
         transform = part.target.transform if isinstance(part, TargetPart) else part.clip.transform
         self.preprocess: Preprocess = split_transform(transform)
         module: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
@@ -267,7 +269,7 @@ class _Runner:
                 stored, lost = to_float16(values[: len(chunk)])
                 kept.setdefault(key, []).append(stored)
                 beyond += lost
-        return {key: torch.cat(rows).cpu().numpy() for key, rows in kept.items()}, int(beyond)
+        return arrays_of({key: torch.cat(rows) for key, rows in kept.items()}), int(beyond)
 
     def _stage(self, chunk: Images) -> Tensor:
         """A batch of the full size on the device; rows beyond the images repeat the first one."""
@@ -279,7 +281,7 @@ class _Runner:
             return torch.from_numpy(np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]))
         shape = (self.batch_size, *chunk.shape[1:])
         if self._staging is None or self._staging.shape != shape:
-            self._staging = _Staging(shape, torch.from_numpy(chunk[:1]).dtype, self.device)
+            self._staging = Staging(shape, torch.from_numpy(chunk[:1]).dtype, self.device)
         return self._staging.to_device(chunk)
 
     def _finish(self, batch: Tensor) -> Tensor:
@@ -310,7 +312,11 @@ class _Runner:
         """The pass as one function of a batch, compiled when it is first called."""
         # Of a target nothing after the last layer is computed, since nothing depends on it.
         of_target = isinstance(self.part, TargetPart)
-        compiled: Any = torch.compile(self._tap.run if of_target else self._embedded, dynamic=False)
+        run: Any = self._tap.run if of_target else self._embedded
+        # Kernels of sums by rule: a stopwatch would choose another order in another process.
+        known = hasattr(import_module("torch._inductor.config"), "deterministic")
+        options: Any = {"deterministic": True} if known else {}
+        compiled: Any = torch.compile(run, dynamic=False, options=options)
         through: Callable[[Tensor], dict[_Key, Tensor]] = compiled
         return through
 
@@ -331,42 +337,6 @@ class _Runner:
     def _name(self) -> str:
         part = self.part
         return part.target.name if isinstance(part, TargetPart) else part.clip.name
-
-
-class _Staging:
-    """Two page-locked buffers that batches pass through on their way to a GPU, in turn.
-
-    Copies run beside the computation: the next batch is laid out and copied while the GPU works.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.shape = shape
-        self._device = device
-        self._buffers = [torch.empty(shape, dtype=dtype, pin_memory=True) for _ in range(2)]
-        self._copied: list[Any] = [None, None]
-        new_stream: Any = torch.cuda.Stream
-        self._stream = new_stream(device)
-        self._turn = 0
-
-    def to_device(self, chunk: Shaped[np.ndarray, "images a b c"]) -> Tensor:
-        """Begin to copy the images; rows beyond them repeat the first one."""
-        turn, self._turn = self._turn, 1 - self._turn
-        if self._copied[turn] is not None:
-            self._copied[turn].synchronize()
-        buffer = self._buffers[turn]
-        images = torch.from_numpy(chunk)
-        buffer[: len(chunk)].copy_(images)  # PyTorch copies with several threads
-        buffer[len(chunk) :].copy_(images[:1].expand(len(buffer) - len(chunk), *chunk.shape[1:]))
-        with torch.cuda.stream(self._stream):
-            batch = buffer.to(self._device, non_blocking=True)
-            self._copied[turn] = self._stream.record_event()
-        return batch
-
-    def wait_for(self, batch: Tensor) -> None:
-        """Let what is computed from now on wait for the copy, and keep its memory until then."""
-        current: Any = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._stream)
-        batch.record_stream(current)
 
 
 def _layers_of(part: Part) -> set[str]:
@@ -394,15 +364,6 @@ def _check_names(parts: Sequence[Part]) -> None:
     targets = len(parts) - len(names)
     if targets > 1:
         raise ConfigError(f"{targets} targets were given, expected one; make a run for each")
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """Kernels chosen by rule, not by stopwatch, and full float32 where float32 is asked for."""
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
 
 
 def _cpu_has_bfloat16() -> bool:

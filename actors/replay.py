@@ -15,7 +15,7 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from actors.kernels import repeatable
 from actors.preprocessing import split_transform
-from actors.taps import LayerTap, channel_axis, first_tensor, plain_attention
+from actors.taps import LayerTap, channel_axis, first_tensor
 from actors.targets import Target
 from actors.views import View
 from core.errors import ConfigError, LayerError, ModelError, ShapeError
@@ -336,7 +337,7 @@ class Replay:
 
     def _all(self, compute: Callable[[], Kept]) -> Kept:
         """Compute, again with half the batch for as long as the GPU's memory does not suffice."""
-        with _exact():
+        with repeatable():
             while True:
                 try:
                     return compute()
@@ -393,16 +394,3 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
         return False
     difference = (found - expected).abs().max()
     return bool(difference <= _TOLERANCE * expected.abs().max().clamp(min=1.0))
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Kernels chosen by rule, in full float32, whatever hooks are attached."""
-    with (
-        torch.inference_mode(),
-        plain_attention(),
-        torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ),
-    ):
-        yield

@@ -81,9 +81,10 @@ def carried_out(step: Step, results: Path, left: float) -> str:
     print(f"== {step.name}: {' '.join(command)}", flush=True)
     begun = time.monotonic()
     try:
-        done = subprocess.run(command, cwd=HERE.parent, timeout=2 * step.seconds, check=False)
+        limit = min(2 * step.seconds, left)
+        done = subprocess.run(command, cwd=HERE.parent, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return f"FAILED: not done after {2 * step.seconds} s"
+        return f"FAILED: not done after {limit:.0f} s"
     verdict = "done" if done.returncode == 0 else f"FAILED: exit code {done.returncode}"
     return f"{verdict}, {time.monotonic() - begun:.0f} s"
 

@@ -49,7 +49,7 @@ def gpu_forward_paths(
         scatter = torch.from_numpy(concepts.scatter).to(device)
         if block is None:
             free = torch.cuda.mem_get_info(device)[0] if device != "cpu" else 2**30
-            block = max(1, int(_MEMORY_SHARE * free) // (8 * size * (max_length + 4)))
+            block = max(1, int(_MEMORY_SHARE * free) // (8 * size * (max_length + 8)))
         for start in range(0, len(usable), block):
             rows = usable[start : start + block]
             part = torch.from_numpy(cross.cross).to(device) if block >= neurons else None

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+#: Rows of sums that are averaged with their mirror image at a time.
+HALVES = 1024
+
 
 class GpuBlock:
     """Sums in a GPU's memory; float64 matrix products over whole blocks."""
@@ -65,7 +68,13 @@ class GpuBlock:
     def products(self) -> np.ndarray:
         """Sums of products, (left, right)."""
         if self.symmetric:  # what rounding leaves between the halves of a product
-            self._sums = (self._sums + self._sums.T) / 2
+            for a in range(
+                0, len(self._sums), HALVES
+            ):  # by stripes: a GPU may hold no second matrix
+                b = a + HALVES
+                mean = (self._sums[a:b, a:] + self._sums[a:, a:b].T) / 2
+                self._sums[a:b, a:] = mean
+                self._sums[a:, a:b] = mean.T
         return self._sums.cpu().numpy()
 
     def squares(self) -> np.ndarray:

@@ -14,7 +14,8 @@ from typing import Any
 from pipeline.account_page import account_page
 from pipeline.changes import Before, changes
 from pipeline.exit_codes import DONE, DONE_WITH_FAILURES, STOPPED, exit_code
-from pipeline.expected import STAGES
+from pipeline.expected import IMAGES, STAGES
+from pipeline.lock import locked
 from pipeline.log import say
 from pipeline.outcome import summarise
 from pipeline.prometheus import metrics_text
@@ -47,9 +48,33 @@ def accounted(
             if still_ours():
                 _write(run, before, begun, caught)
         except Exception as fault:
-            # What is wrong with the storage has ended the run already, or will the next.
-            text = f"the summary of this start could not be written: {fault}"
-            say(text, "summary", level="warning")
+            _say_lost(fault)
+
+
+@contextmanager
+def refusals_accounted(run: Run) -> Iterator[None]:
+    """Write the account of a start that is refused in a `with` block, before there is a plan.
+
+    Only where an earlier start has left an account: a mistake in the first one makes no directory.
+    """
+    begun = time.time()
+    try:
+        yield
+    except BaseException as error:
+        try:
+            if run.folder.exists(SUMMARY):
+                with locked(run.folder):
+                    parts = run.parts(IMAGES) if IMAGES in run.tables() else []
+                    _write(run, Before.of(run, parts), begun, error)
+        except Exception as fault:
+            _say_lost(fault)
+        raise
+
+
+def _say_lost(fault: Exception) -> None:
+    # What is wrong with the storage has ended the run already, or will the next.
+    text = f"the summary of this start could not be written: {fault}"
+    say(text, "summary", level="warning")
 
 
 def _write(run: Run, before: Before, begun: float, caught: BaseException | None) -> None:

@@ -177,6 +177,20 @@ def ready(references: list[Any], timeout: float | None = None) -> list[Any]:
         raise
 
 
+def remote_task(function: Callable[..., Any], gpus: float = 0.0, **options: Any) -> Any:
+    """A function as a Ray task.
+
+    Args:
+        function: What to do.
+        gpus: Share of a GPU that it computes on, 0 for none.
+        options: More options of a task.
+    """
+    # A process that has computed on a GPU keeps its memory, and keeps to that GPU whatever it is given
+    # later: it ends with its task. Ray takes this from the decorator alone.
+    made: Any = ray.remote(max_calls=1)(function) if gpus else ray.remote(function)
+    return made.options(num_gpus=gpus or None, **options)
+
+
 def run_tasks(
     function: Callable[..., Any],
     calls: Sequence[tuple[Any, ...]],
@@ -202,8 +216,8 @@ def run_tasks(
             f"{largest / 1024**3:.1f} GiB; use larger nodes, fewer concepts or smaller shards"
         )
     window = max(4, 2 * int(sum(node.get("CPU", 0.0) for node in nodes)))
-    remote = ray.remote(function).options(
-        num_cpus=num_cpus, num_gpus=num_gpus or None, memory=memory or None, max_retries=3
+    remote = remote_task(
+        function, num_gpus, num_cpus=num_cpus, memory=memory or None, max_retries=3
     )
     waiting = list(enumerate(calls))[::-1]
     running: dict[Any, int] = {}

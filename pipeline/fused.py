@@ -22,7 +22,7 @@ import ray
 from core.errors import ConfigError, StoppedEarly
 from pipeline.concepts import embed_texts
 from pipeline.decoding import DecodeShard
-from pipeline.engine import Workers, ready
+from pipeline.engine import Workers, ready, remote_task
 from pipeline.expected import (
     ACTIVATIONS,
     IMAGES,
@@ -329,7 +329,7 @@ def refuse_beyond_memory(plan: Plan, workers: Workers, needed: int) -> None:
         ConfigError: They are larger than its share of the GPU or of the largest node.
     """
     if workers.gpus > 0:
-        task = ray.remote(_gpu_bytes).options(num_cpus=0, num_gpus=workers.gpus)
+        task = remote_task(_gpu_bytes, workers.gpus, num_cpus=0)
         there, what = ray.get(task.remote()) * min(1.0, workers.gpus), "of GPU memory"
     else:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -349,4 +349,4 @@ def refuse_beyond_memory(plan: Plan, workers: Workers, needed: int) -> None:
 def _gpu_bytes() -> int:
     import torch
 
-    return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(torch.cuda.mem_get_info()[0])  # what others leave

@@ -93,6 +93,16 @@ class RunLock:
         if holder is not None and not self._may_take_from(holder):
             raise self._refusal(holder)
 
+    def holder(self) -> Owner | None:
+        """Who works here now; None where nobody does.
+
+        Raises:
+            ConfigError: Nothing can be read here.
+        """
+        with self._told():
+            holder = self._holder()
+        return None if holder is None or holder.is_gone(self._clock()) else holder
+
     def take(self) -> None:
         """Take the lock, also from an owner that is gone.
 

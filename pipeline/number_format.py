@@ -3,7 +3,7 @@
 `auto` asks two things. Which short format the processor multiplies itself is a fact of the machine. Whether
 the target's activations survive it is measured, on some of the run's own images: where the median neuron of
 any layer agrees less than `ENOUGH`, the run is in float32. A run keeps what was chosen, so that it goes on
-in the same format when images or layers are added.
+in the same format when images are added; other layers, which are recorded anew, are asked anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtyping import Float16
 from actors.decode import Decoder
 from actors.recorder import AUTO_BATCH, Recorder, resolve_dtype
 from pipeline.columns import activation_column
-from pipeline.engine import Workers
+from pipeline.engine import Workers, remote_task
 from pipeline.fetching import fetch
 from pipeline.fingerprints import fingerprint
 from pipeline.loading import target_part
@@ -65,13 +65,14 @@ def number_format(run: Run, plan: Plan, workers: Workers) -> str:
     asked = plan.config.target.dtype
     if asked != "auto":
         return _name(workers.device, asked)
-    made = fingerprint("number format", plan.target.fingerprint, workers.device)
+    layers = list(plan.target.layers)
+    made = fingerprint("number format", plan.target.fingerprint, layers, workers.device)
     kept = run.folder.read_json(FILE)
     if kept and kept["made"] == made:
         return str(kept["dtype"])
     # A driver on a cluster has other processors than those that record; a GPU is for workers alone.
     if workers.gpus or plan.config.ray.address is not None:
-        task = ray.remote(choose_format).options(num_cpus=1, num_gpus=workers.gpus)
+        task = remote_task(choose_format, workers.gpus, num_cpus=1)
         try:
             chosen = ray.get(task.remote(*_trial_of(plan, workers.device)))
         except ray.exceptions.RayTaskError as error:

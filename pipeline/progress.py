@@ -29,7 +29,7 @@ class Progress:
         total: int,
         unit: str,
         stream: TextIO | None = None,
-        keep: Callable[[int, int], None] | None = None,
+        keep: Callable[[str], None] | None = None,
     ) -> None:
         """Begin.
 
@@ -38,7 +38,7 @@ class Progress:
             total: How much of it there is.
             unit: What is counted, in the plural.
             stream: Where lines go; stderr by default.
-            keep: Told (done, total) every few seconds, for those who do not see the stream.
+            keep: Told how far it is every few seconds, for those who do not see the stream.
         """
         self.label, self.total, self.unit, self.keep = label, total, unit, keep
         self.stream = stream or sys.stderr
@@ -60,7 +60,7 @@ class Progress:
             self._show(self._line(now), "progress", now)
         if self.keep is not None and now - self._kept >= KEEP_SECONDS:
             self._kept = now
-            self.keep(self.done, self.total)
+            self.keep(self._line(now).removeprefix(f"{self.label}: "))
 
     def close(self, note: str = "") -> float:
         """Show the final state and return the seconds since the stage began."""

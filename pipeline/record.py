@@ -10,7 +10,7 @@ import ray
 
 from actors.gpu_decode import check_decoder
 from core.errors import ConfigError
-from pipeline.engine import Workers
+from pipeline.engine import Workers, remote_task
 from pipeline.expected import Expected
 from pipeline.fused import take_moments
 from pipeline.plan import Plan
@@ -53,7 +53,7 @@ def refuse_decoding(decode: str, workers: Workers) -> None:
         return
     if workers.device == "cpu":
         raise ConfigError(NO_GPU)
-    task = ray.remote(check_decoder).options(num_cpus=0, num_gpus=workers.gpus)
+    task = remote_task(check_decoder, workers.gpus, num_cpus=0)
     try:
         ray.get(task.remote(workers.device))
     except ray.exceptions.RayTaskError as error:

@@ -71,13 +71,13 @@ def report(run: Run, plan: Plan, expected: Expected) -> None:
                 progress.total += 1
                 progress.advance(1)
 
-            build_atlas(_atlas_data(run, plan, list(external)), write)
+            build_atlas(_atlas_data(run, plan, expected, list(external)), write)
             facts |= {"rows": progress.done, "bytes": written}
             run.commit(ATLAS, f"{ATLAS}/index.html", whole, progress.done)
             progress.close(run.folder.path(f"{ATLAS}/index.html"))
 
 
-def _atlas_data(run: Run, plan: Plan, external: Sequence[str]) -> AtlasData:
+def _atlas_data(run: Run, plan: Plan, expected: Expected, external: Sequence[str]) -> AtlasData:
     parts = [run.folder.read_table(part) for part in run.parts(IMAGES)]
     if (keep := plan.config.recordings.keep) != "all":  # only these have rows in recorded tables
         parts = [part.filter(pc.equal(part["split"], keep)) for part in parts]
@@ -112,12 +112,13 @@ def _atlas_data(run: Run, plan: Plan, external: Sequence[str]) -> AtlasData:
         workers = recording_workers(plan.config.ray)
         dtype = number_format(run, plan, workers)
         heat_maps = RunHeatMaps(plan, images, workers, dtype)
-    others = [BASELINE_SCORES] if BASELINE_SCORES in run.tables() else []
+    made = partial(_table, run, expected)
+    others = [] if (simpler := made(BASELINE_SCORES)) is None else [simpler]
     return AtlasData(
         title=f"{plan.config.target.model.partition(':')[2]} explained",
         provenance=_provenance(run, plan),
         explanations=run.read(EXPLANATIONS),
-        scores=_with_ablations(run),
+        scores=_with_ablations(run.read(SCORES), made(ABLATIONS)),
         concepts=run.read(CONCEPTS),
         sharpness=run.read(SHARPNESS),
         degenerate=run.read(SYNONYMS),
@@ -127,23 +128,23 @@ def _atlas_data(run: Run, plan: Plan, external: Sequence[str]) -> AtlasData:
         simulated_scores=simulated_scores,
         thumbnails=partial(thumbnails, plan, images) if atlas.images else None,
         heat_maps=heat_maps,
-        others=[run.read(name) for name in (*others, *external)],
+        others=[*others, *(run.read(name) for name in external)],
         sanity=run.read(SANITY),
-        comparison=_table(run, COMPARISON),
-        replacements=_table(run, REPLACEMENTS),
-        importance=_table(run, IMPORTANCE),
+        comparison=made(COMPARISON),
+        replacements=made(REPLACEMENTS),
+        importance=made(IMPORTANCE),
         folds=plan.config.fit.resolved.folds,
     )
 
 
-def _table(run: Run, name: str) -> pa.Table | None:
-    """A table that not every run has."""
-    return run.read(name) if name in run.tables() else None
+def _table(run: Run, expected: Expected, name: str) -> pa.Table | None:
+    """A table that not every run has; one that an earlier configuration has left is not this run's."""
+    wanted = expected.tables.get(name)
+    return run.read(name) if wanted is not None and run.is_fresh(name, wanted) else None
 
 
-def _with_ablations(run: Run) -> pa.Table:
+def _with_ablations(scores: pa.Table, ablations: pa.Table | None) -> pa.Table:
     """The scores, with a column for each kind of ablation score where there are some."""
-    scores, ablations = run.read(SCORES), _table(run, ABLATIONS)
     if ablations is None:
         return scores
     keys = ["layer", "pooling", "neuron", "explainer", "length", "simulator"]

@@ -6,21 +6,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from core.errors import ConfigError, close_names
 from pipeline.ablate import ablate
 from pipeline.ablation_plan import refuse_impossible_ablation
-from pipeline.account import accounted
+from pipeline.account import accounted, refusals_accounted
 from pipeline.baselines import check_baselines
 from pipeline.calibration import calibrated
 from pipeline.concepts import score_concepts
-from pipeline.config import Config, parse_config
+from pipeline.config import Config
 from pipeline.degenerate import name_degenerate
 from pipeline.engine import engine, recording_workers
 from pipeline.expected import PATHS, STAGES, SYNONYMS, Expected, expect, image_parts
 from pipeline.fit import fit, refuse_without_gpu
 from pipeline.force import discard
+from pipeline.kept_config import keep_config, kept_config
 from pipeline.lock import RunLock, locked
 from pipeline.log import say
 from pipeline.moments import gather_moments
@@ -72,12 +71,14 @@ def execute(
     if run.folder.is_file():
         raise ConfigError(f"--out {str(out)!r} is a file; give a folder, new or of an earlier run")
     RunLock(run.folder).refuse_if_held()
-    plan = prepare(config)
-    refuse_impossible_ablation(plan)
-    check_baselines(config.simulate.baselines, config.recordings.keep)
+    with refusals_accounted(run):
+        plan = prepare(config)
+        refuse_impossible_ablation(plan)
+        check_baselines(config.simulate.baselines, config.recordings.keep)
     say(plan_line(plan), "plan", images=plan.index.rows.num_rows, neurons=plan.target.neurons)
     with locked(run.folder) as lock, accounted(run, image_parts(plan), lock.renew):
-        run.folder.write("run.yaml", resolved_yaml(config).encode())
+        run.begin()
+        keep_config(run, config)
         with engine(config.ray), stop_signals(), time_limit(until):
             carry_out(run, plan, stages or STAGES, force)
     return summarise(run, time.monotonic() - begun, config.simulate.confidence)
@@ -95,13 +96,11 @@ def refit_length(url: str | Path, by: str | None = None, tolerance: float | None
         ConfigError: There is no such run, or the paths that lengths are chosen from are not there.
     """
     run = Run.open(url)
-    data = yaml.safe_load(run.folder.read("run.yaml"))
     given = {"length": by, "tolerance": tolerance}
     changed = {key: value for key, value in given.items() if value is not None}
     if not changed:
         raise ConfigError("nothing to change: give --by RULE, --tolerance NUMBER, or both")
-    data["fit"] |= changed
-    config = parse_config(data, Path.cwd(), source=run.folder.path("run.yaml"))
+    config = kept_config(run, changed)
     if PATHS not in run.tables():
         raise ConfigError(
             f"{run.folder.url!r} has no paths to choose from yet; 'neuroscribe run' makes them"
@@ -163,9 +162,3 @@ def carry_out(run: Run, plan: Plan, stages: Sequence[str] = STAGES, force: bool 
 def _moments(run: Run, plan: Plan, expected: Expected) -> None:
     gather_moments(run, plan, expected)
     name_degenerate(run, plan, expected.tables[SYNONYMS])
-
-
-def resolved_yaml(config: Config) -> str:
-    """The whole configuration with its defaults; it holds no secret, since no key takes one."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text

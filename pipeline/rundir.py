@@ -101,17 +101,28 @@ class Run:
         """
         files = None
         if is_elsewhere(path):
-            files = f"recordings/{name}.json"
+            # Named for what it lists: until the manifest names it, an older table keeps its own.
+            files = f"recordings/{name}-{fingerprint[:12]}.json"
             self.folder.write_json(files, [part.rsplit("/", 1)[-1] for part in parts])
         tables = self.tables()
+        old = tables.get(name)
         tables[name] = TableEntry(path, fingerprint, rows, files)
         self._write_tables(tables)
+        if old is not None and old.files not in (None, files):
+            self.folder.delete(old.files)
 
     def withdraw(self, name: str) -> None:
         """Take a table out of the manifest before its parts are made anew."""
         tables = self.tables()
-        if tables.pop(name, None) is not None:
+        if (old := tables.pop(name, None)) is not None:
             self._write_tables(tables)
+            if old.files is not None:
+                self.folder.delete(old.files)
+
+    def begin(self) -> None:
+        """Make this a run directory, which can be asked how it goes before it has a table."""
+        if not self.folder.exists("manifest.json"):
+            self._write_tables({})
 
     def _write_tables(self, tables: dict[str, TableEntry]) -> None:
         entries = {
@@ -168,6 +179,10 @@ class Run:
         ledger = self.ledger()
         ledger["stages"].setdefault(stage, {}).update(facts)
         self.folder.write_json("ledger.json", ledger)
+
+    def note_base(self, folder: str) -> None:
+        """Keep in the ledger where modules of the user's are looked up."""
+        self.folder.write_json("ledger.json", self.ledger() | {"base": folder})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:

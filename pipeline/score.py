@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from core.correlation import explanation_correlations
 from core.errors import ConfigError
@@ -24,12 +23,12 @@ from core.sharpness import NATIVE, Sharpness
 from pipeline.calibration import calibrated
 from pipeline.compare import comparison_lines, comparison_table
 from pipeline.concepts_config import OWN_SCORE
-from pipeline.config import parse_config
 from pipeline.engine import engine, run_tasks
 from pipeline.expected import ACTIVATIONS, SCORES, expect
 from pipeline.external import read_explanations, stem_of
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.fit import BLOCK
+from pipeline.kept_config import kept_config
 from pipeline.lock import locked
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -117,8 +116,7 @@ def score_file(url: str | Path, explanations: str, layer: str | None = None) -> 
     from pipeline.planning import prepare  # loads models, which the tasks of this module do without
 
     run = Run.open(url)
-    data = yaml.safe_load(run.folder.read("run.yaml"))
-    plan = prepare(parse_config(data, Path.cwd(), source=run.folder.path("run.yaml")))
+    plan = prepare(kept_config(run))
     # Models may have run in any format when this was recorded, on whatever machine that was.
     could = (expect(plan, dtype) for dtype in ("float32", "bfloat16", "float16"))
     fresh = next((one for one in could if run.is_fresh(SCORES, one.tables[SCORES])), None)

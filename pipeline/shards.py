@@ -19,6 +19,7 @@ import torch
 
 from actors.gpu_decode import DeviceDecoder, DeviceViews
 from actors.recorder import Images, Recorder
+from actors.staging import Ahead
 from actors.undecoded import Undecoded
 from core.errors import RecordingError
 from pipeline.columns import activation_column, array_of, vectors
@@ -82,6 +83,7 @@ class RecordShard:
             )
             for table, p in plans.items()
         }
+        self._ahead = Ahead(workers.device)
         #: Two shards may be under way: while one computes, the other waits for storage.
         self._computing = threading.Lock()
 
@@ -99,9 +101,10 @@ class RecordShard:
         images, bad, written = self.usable(numbers[0], block, parts[QUARANTINE])
         if self.keep != "all":
             images = images.filter(pc.equal(images["split"], self.keep))
+        views, copied = self._ahead.begin(self.pixels(images, decoded))
         with self._computing:
             begun = time.perf_counter()
-            views = self.pixels(images, decoded)
+            self._ahead.wait(views, copied)
             made = {table: self.columns(table, views) for table in parts if table != QUARANTINE}
             infer = time.perf_counter() - begun
         begun = time.perf_counter()

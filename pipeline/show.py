@@ -14,10 +14,14 @@ from core.errors import ConfigError, close_names
 from pipeline.compare import comparison_lines
 from pipeline.concepts_config import OWN_SCORE
 from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES, STAGES
+from pipeline.lock import RunLock
 from pipeline.outcome import Summary, summarise
 from pipeline.progress import duration
-from pipeline.rundir import Run
+from pipeline.rundir import Run, timestamp
 from pipeline.text_table import table_lines
+
+#: What is told of the latest start that ended, of what its account says.
+LAST_START = ("state", "exit_code", "reason", "started", "finished", "last_success")
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -92,10 +96,19 @@ def _replacement_lines(table: pa.Table) -> list[str]:
 def status_facts(run: Run) -> dict[str, Any]:
     """Stages, tables and failures of a run, as JSON-shaped facts."""
     ledger = run.ledger()["stages"]
+    stages = {stage: ledger.get(stage, {"state": "not started"}) for stage in STAGES}
+    holder = RunLock(run.folder).holder()
+    since = None if holder is None else timestamp(holder.started)
+    for stage, entry in stages.items():  # a start that was killed could not say so
+        if entry["state"] == "running" and (since is None or entry["started"] < since):
+            stages[stage] = entry | {"state": "killed"}
+    last = run.folder.read_json("summary.json") or {}
     summary = summarise(run)
     return {
         "run": run.folder.url,
-        "stages": {stage: ledger.get(stage, {"state": "not started"}) for stage in STAGES},
+        "working": holder and {"pid": holder.pid, "host": holder.host, "since": since},
+        "last_start": {key: last[key] for key in LAST_START if key in last} or None,
+        "stages": stages,
         "tables": {
             name: {"path": e.path, "rows": e.rows, "fingerprint": e.fingerprint}
             for name, e in run.tables().items()
@@ -128,6 +141,14 @@ def status_lines(run: Run) -> list[str]:
             )
         )
     lines = [facts["run"], *table_lines(head, rows, right=(2, 3, 4, 5)), ""]
+    if working := facts["working"]:
+        who = f"process {working['pid']} on {working['host']}"
+        lines.append(f"  at work: {who}, since {working['since']}")
+    if last := facts["last_start"]:
+        ended = (
+            f"  last ended: {last['state']} at {last['finished']} (exit code {last['exit_code']})"
+        )
+        lines.append(ended + (f": {last['reason'].splitlines()[0]}" if last["reason"] else ""))
     lines.append(f"  {facts['images']:,} images used, {facts['quarantined']:,} quarantined")
     if facts["neurons"]:
         lines.append(f"  neurons: {_counts(facts['neurons'])}")

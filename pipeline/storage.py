@@ -3,9 +3,9 @@
 Names are relative to the folder. A full path or URL may stand in the place of a name, for files that lie
 elsewhere, as those of a store that runs share do.
 
-A local file is written under a temporary name and renamed; object stores make an upload visible
-only when it is complete, so there the final name is written directly. A storage that does not answer is
-waited for (`pipeline.outages`).
+A local file is written under a temporary name and renamed, and so is one on a file server; object stores
+make an upload visible only when it is complete, so there the final name is written directly. A storage
+that does not answer is waited for (`pipeline.outages`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ from fsspec.implementations.local import LocalFileSystem
 from core.errors import ConfigError
 from pipeline.outages import patiently, writing
 from pipeline.urls import refuse_secret
+
+#: fsspec's names of storage that shows a file while it is written, as a disk does.
+IN_PLACE = frozenset(
+    {"arrow_hdfs", "dbfs", "ftp", "hdfs", "sftp", "smb", "ssh", "webHDFS", "webhdfs"}
+)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -124,12 +129,14 @@ class Folder:
         writing(lambda: self._write(*self._at(name), data, durable), self.path(name))
 
     def _write(self, fs: Any, path: str, data: bytes, durable: bool) -> None:
-        if not isinstance(fs, LocalFileSystem):
+        if _writes_in_place(fs):
+            _write_beside(fs, path, data)
+        elif not isinstance(fs, LocalFileSystem):
             fs.pipe_file(path, data)
-            return
-        with _partial(Path(path)) as partial:
-            _write_file(partial, data, durable)
-            partial.replace(path)
+        else:
+            with _partial(Path(path)) as partial:
+                _write_file(partial, data, durable)
+                partial.replace(path)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file whole unless there is one; whether this wrote it.
@@ -145,6 +152,9 @@ class Folder:
         return writing(lambda: self._create(*self._at(name), data), self.path(name))
 
     def _create(self, fs: Any, path: str, data: bytes) -> bool:
+        if _writes_in_place(fs):
+            _write_beside(fs, path, data)
+            return True
         if not isinstance(fs, LocalFileSystem):
             try:
                 fs.pipe_file(path, data, mode="create")
@@ -263,6 +273,28 @@ def parquet_bytes(table: pa.Table, row_group_size: int = 4096) -> bytes:
     )
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _writes_in_place(fs: Any) -> bool:
+    """Whether a reader of this storage could see a file that is half written."""
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return not IN_PLACE.isdisjoint(names)
+
+
+def _write_beside(fs: Any, path: str, data: bytes) -> None:
+    """Write under another name and rename: a reader sees the old file, for a moment none, or the new."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.tmp-{secrets.token_hex(6)}-{name}"
+    fs.makedirs(folder, exist_ok=True)
+    try:
+        fs.pipe_file(partial, data)
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)  # not every one of these renames over a file
+        fs.mv(partial, path)
+    except BaseException:
+        with suppress(Exception):
+            fs.rm_file(partial)
+        raise
 
 
 @contextmanager

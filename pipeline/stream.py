@@ -245,7 +245,7 @@ def record_progress(run: Run, plan: Plan, shards: Iterable[int], label: str = "r
         label,
         plan.index.rows.num_rows,
         "images",
-        keep=lambda done, total: run.note("record", progress=f"{done:,} of {total:,} images"),
+        keep=lambda line: run.note("record", progress=line),
     )
     todo = sum(plan.shards[number].stop - plan.shards[number].start for number in shards)
     progress.resume_from(plan.index.rows.num_rows - todo)

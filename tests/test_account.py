@@ -16,6 +16,7 @@ from pipeline.account_page import account_page
 from pipeline.cli import main
 from pipeline.prometheus import metrics_text
 from pipeline.rundir import Run
+from pipeline.show import status_facts, status_lines
 
 #: One line of the exposition format: name, labels in braces, value.
 SAMPLE = re.compile(
@@ -93,6 +94,7 @@ def starts(
     found["again"] = start("--set", "images.limit=300")
     found["grown"] = start("--set", "fit.tolerance=0.3")
     found["refused"] = start("--set", "recordings.max_quarantined=0.0001")
+    found["mistaken"] = start("--set", "images.path=nowhere")
     return found
 
 
@@ -131,6 +133,33 @@ def test_new_images_are_counted_and_new_bad_ones_named(starts: Any) -> None:
     assert "odd/00411.png" in Page(page).text
     keys = {row["key"] for row in facts["changes"]["settings"]}
     assert keys == {"images.limit", "fit.tolerance"}
+
+
+def test_a_start_without_a_plan_is_accounted_for_where_others_were(
+    starts: Any, tmp_path: Path
+) -> None:
+    code, facts, page, metrics = starts["mistaken"]
+    assert code == facts["exit_code"] == 2
+    assert facts["state"] == "failed"
+    assert "nowhere" in facts["reason"]
+    assert facts["reason"] in Page(page).text
+    assert samples(metrics)["neuroscribe_exit_code",] == 2
+    assert facts["last_success"] == starts["grown"][1]["last_success"]
+    assert facts["stages"] == []
+    assert facts["changes"]["images"]["used"] == starts["grown"][1]["changes"]["images"]["used"]
+    # A mistake in the first start makes no directory.
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(planted_network.config(tmp_path)))
+    assert main(["run", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_status_says_how_the_latest_start_ended(starts: Any) -> None:
+    run = Run.open(starts["mistaken"][1]["run"])
+    facts = status_facts(run)
+    assert facts["working"] is None
+    assert facts["last_start"]["exit_code"] == 2
+    assert facts["last_start"]["last_success"] == starts["mistaken"][1]["last_success"]
+    assert any("exit code 2" in line and "nowhere" in line for line in status_lines(run))
 
 
 def test_explanations_that_changed_are_shown_before_and_now(starts: Any) -> None:

@@ -6,6 +6,7 @@ import io
 import struct
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,38 @@ def test_what_the_decoder_cannot_read_is_read_by_pillow(device: str) -> None:
     expected = np.asarray(decode(jpeg))
     np.testing.assert_array_equal(answers[1][1][view.key].cpu().numpy(), expected)
     assert {views[view.key].device.type for _, views in answers} == {device}
+
+
+def test_broken_files_are_found_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    good, broken = file_of(PHOTOGRAPH), b"\xff\xd8 no picture \xff\xd9"
+    files = [good] * 64
+    files[41] = broken
+    asked: list[int] = []
+    whole = gpu_decode._decode_all
+
+    def counted(some: Sequence[bytes], device: torch.device) -> Sequence[torch.Tensor]:
+        asked.append(len(some))
+        return whole(some, device)
+
+    monkeypatch.setattr(gpu_decode, "_decode_all", counted)
+    images = decode_jpegs(files, "cpu")
+    assert [image is None for image in images] == [file is broken for file in files]
+    assert len(asked) <= 2 * 6 + 3, "a file after the other would be 64 times"
+
+
+def test_a_decoder_that_refuses_good_files_ends_the_pass_instead_of_changing_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a library says that has no memory left: nothing of the file, so that no other may decode it."""
+
+    def refuse(_files: Sequence[bytes], _device: torch.device) -> Sequence[torch.Tensor]:
+        raise RuntimeError("Error while decoding JPEG images: allocation failed")
+
+    monkeypatch.setattr(gpu_decode, "_decode_all", refuse)
+    file = left(file_of(PHOTOGRAPH), PLAIN)
+    assert file is not None
+    with pytest.raises(RuntimeError, match="allocation failed"):
+        DeviceDecoder({PLAIN.key: PLAIN}, "cpu")([file])
 
 
 PHOTOGRAPH = Image.fromarray(

@@ -13,8 +13,9 @@ from core.errors import ConfigError
 from pipeline.concepts_config import Calibration
 from pipeline.config import Config, load_config, parse_config
 from pipeline.images_config import SplitConfig
+from pipeline.kept_config import keep_config, kept_config, resolved_yaml
 from pipeline.reference import configuration_page, models_in
-from pipeline.run import resolved_yaml
+from pipeline.rundir import Run
 
 GOOD: dict[str, Any] = {
     "images": {"path": "pictures"},
@@ -151,3 +152,17 @@ def test_settings_of_the_fit_that_contradict_each_other_are_refused(
 def test_the_preset_is_written_out_when_it_is_resolved() -> None:
     fit = parse_config(GOOD | {"fit": {"preset": "paper"}}, Path()).fit.resolved
     assert (fit.search, fit.sharpness, fit.ridge, fit.refit) == ("paper", "native", 0.0, "train")
+
+
+def test_a_run_keeps_where_modules_of_the_users_are_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_config(GOOD, tmp_path / "project")
+    run = Run(tmp_path / "run")
+    keep_config(run, config)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = kept_config(run, {"tolerance": 0.25})
+    assert again.base == tmp_path / "project"
+    assert again.fit.tolerance == 0.25
+    assert again.model_dump(exclude={"fit"}) == config.model_dump(exclude={"fit"})

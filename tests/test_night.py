@@ -23,6 +23,7 @@ from pipeline.cli import main
 from pipeline.config import parse_config
 from pipeline.run import execute
 from pipeline.rundir import Run
+from pipeline.show import status_facts
 
 TESTS = Path(__file__).parent
 TABLES = ("images", "activations", "concept_scores/cells", "concepts", "explanations", "scores")
@@ -103,6 +104,8 @@ def test_a_killed_run_resumes_to_bit_identical_tables(
     wait_for(
         lambda: reached.is_file() or (reached.is_dir() and any(reached.iterdir())), 240, process
     )
+    working = status_facts(Run.open(out))
+    assert working["working"]["pid"] == process.pid
     if kind == signal.SIGKILL:
         os.killpg(process.pid, kind)
     else:
@@ -110,7 +113,13 @@ def test_a_killed_run_resumes_to_bit_identical_tables(
     code = process.wait(timeout=120)
     assert code == (-signal.SIGKILL if kind == signal.SIGKILL else 75)
     parts = len(list((out / "recordings/activations").glob("part-*")))
-    assert not (out / "manifest.json").exists() or "atlas" not in Run(out).tables()
+    assert "atlas" not in Run.open(out).tables()
+    states = {
+        stage: entry["state"] for stage, entry in status_facts(Run.open(out))["stages"].items()
+    }
+    assert "running" not in states.values()
+    if kind == signal.SIGKILL:
+        assert states["record"] == "killed"
     survivors = {p: p.stat().st_mtime_ns for p in (out / "recordings").rglob("part-*")}
 
     assert main(["run", str(config), "--out", str(out)]) == 3

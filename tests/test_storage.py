@@ -5,10 +5,13 @@ from __future__ import annotations
 import pickle
 import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from core.errors import ConfigError, RecordingError
 from pipeline.rundir import Run, part_name
@@ -105,3 +108,42 @@ def test_a_kill_between_table_and_manifest_leaves_no_table_for_fresh(
             run.write("concepts", "concepts.parquet", pa.table({"x": [2]}), "b")
     assert not run.is_fresh("concepts", "a")
     assert not run.is_fresh("concepts", "b")
+
+
+class FileServer(MemoryFileSystem):
+    """A storage that shows a file while it is written, and does not rename over another."""
+
+    protocol = "smb"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    broken = False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        super().pipe_file(path, value[: len(value) // 2], mode, **more)
+        if self.broken:
+            raise OSError("the line was cut")
+        super().pipe_file(path, value, mode, **more)
+
+    def mv(self, path1: str, path2: str, **more: Any) -> None:
+        if self.exists(path2):
+            raise FileExistsError(path2)
+        super().mv(path1, path2, **more)
+
+
+def test_a_write_to_a_file_server_that_is_cut_off_leaves_no_part_of_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fsspec.register_implementation("smb", FileServer, clobber=True)
+    folder = Folder("smb://server/run")
+    folder.write("a/f", b"old content")
+    folder.write("a/f", b"content")
+    assert folder.create("a/g", b"made")
+    monkeypatch.setattr(FileServer, "broken", True)
+    for write in (folder.write, folder.create):
+        with pytest.raises(OSError, match="line was cut"):
+            write("a/new", b"never whole")
+    with pytest.raises(OSError, match="line was cut"):
+        folder.write("a/f", b"never whole")
+    assert folder.read("a/f") == b"content"
+    assert folder.names("a") == ["f", "g"]
+    assert len(FileServer.store) == 2
