@@ -63,7 +63,7 @@ bench-simulate: .venv/installed-dev
 
 # The record stage end to end, against raw forward passes and a plain loop (needs ../shared); the recorder alone.
 bench-record: .venv/installed-dev
-	$(BIN)/python benchmarks/record.py --compiled --results benchmarks/results/record.json
+	$(BIN)/python benchmarks/record.py --rounds 2 --compiled --results benchmarks/results/record.json
 	$(BIN)/python benchmarks/recording.py --device cpu --images 512 --rounds 3 --results benchmarks/results/recording-cpu.json
 	$(BIN)/python benchmarks/scaling.py --results benchmarks/results/scaling.json
 

@@ -65,7 +65,7 @@ def refusals_accounted(run: Run) -> Iterator[None]:
             if run.folder.exists(SUMMARY):
                 with locked(run.folder):
                     parts = run.parts(IMAGES) if IMAGES in run.tables() else []
-                    _write(run, Before.of(run, parts), begun, error)
+                    _write(run, Before.of(run, parts), begun, error, looked=False)
         except Exception as fault:
             _say_lost(fault)
         raise
@@ -77,8 +77,12 @@ def _say_lost(fault: Exception) -> None:
     say(text, "summary", level="warning")
 
 
-def _write(run: Run, before: Before, begun: float, caught: BaseException | None) -> None:
+def _write(
+    run: Run, before: Before, begun: float, caught: BaseException | None, looked: bool = True
+) -> None:
     facts = account(run, before, begun, time.time(), caught)
+    if not looked:  # times are kept to the second, and an earlier start may have ended in this one
+        facts["stages"] = []
     run.folder.write_json(SUMMARY, facts)
     run.folder.write(PAGE, account_page(facts).encode())
     run.folder.write(METRICS, metrics_text(facts).encode())
