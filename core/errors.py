@@ -1,7 +1,7 @@
 """The errors that neuroscribe raises on purpose.
 
     NeuroscribeError
-    ├── UsageError            nothing was started; the command line ends with exit code 2
+    ├── UsageError            the request cannot be carried out; the command line ends with exit code 2
     │   ├── ConfigError       the configuration: unknown key, wrong type, impossible value
     │   ├── SourceError       the images: missing, empty or unreadable as a data set
     │   ├── ModelError        a network or its weights: unknown, not found, wrong shapes
@@ -27,7 +27,7 @@ class NeuroscribeError(Exception):
 
 
 class UsageError(NeuroscribeError):
-    """The request cannot be carried out as written; nothing was started."""
+    """The request cannot be carried out as written; most often nothing was started."""
 
 
 class ConfigError(UsageError):

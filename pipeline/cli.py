@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="the same as JSON")
 
     refit = add(
-        "refit-length", _refit_length, "Choose other lengths in a finished run; no image is read."
+        "refit-length", _refit_length, "Choose other lengths in a finished run; it records nothing."
     )
     refit.add_argument("run", metavar="RUN")
     refit.add_argument(

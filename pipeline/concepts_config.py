@@ -34,7 +34,8 @@ class ConceptsConfig(Strict):
     """`labels`: JSON file with classes and superclasses; `calibration: labels` takes the texts of labels
     from it."""
     columns: list[str] | None = None
-    """`attributes`: columns of the manifest or Parquet files; by default every boolean one."""
+    """`attributes`: columns of the manifest or Parquet files; by default every boolean one.
+    `table`: its columns that are concepts; by default all but `image_id`."""
     path: str | None = None
     """`table`: Parquet with `image_id` and one numeric column per concept."""
     model: str | None = None

