@@ -281,7 +281,10 @@ def _concept_scores(
     """What each shard's part of an explainer's concept scores is made from."""
     if explainer.kind != "open_clip":
         kept = [] if plan.config.recordings.keep == "all" else ["test"]
-        return [fingerprint(part, explainer.fingerprint, *kept) for part in made[IMAGES]]
+        return [
+            fingerprint(part, explainer.fingerprint, *shard.scores(explainer), *kept)
+            for part, shard in zip(made[IMAGES], plan.shards, strict=True)
+        ]
     clip = plan.clips[explainer.name]
     facts = (
         SIGMOID_VERSION,

@@ -97,6 +97,12 @@ def _attribute_columns(config: ConceptsConfig, index: ImageIndex) -> list[str]:
     return _numeric_columns(config.name, config.columns, schema, "the manifest")
 
 
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether values of a type can be concept scores."""
+    types = pa.types
+    return bool(types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind))
+
+
 def _numeric_columns(
     name: str, columns: list[str], schema: Mapping[str, Any], where: str
 ) -> list[str]:
@@ -105,12 +111,10 @@ def _numeric_columns(
             raise ConceptError(
                 f"explainer {name!r}: {where} has no column {column!r}{close_names(column, schema)}"
             )
-        kind = schema[column]
-        if not (
-            pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        ):
+        if not is_numeric(schema[column]):
             raise ConceptError(
-                f"explainer {name!r}: column {column!r} of {where} holds {kind}, expected numbers"
+                f"explainer {name!r}: column {column!r} of {where} holds {schema[column]}, expected "
+                "booleans, integers or floating-point numbers"
             )
     if len(set(columns)) < len(columns):
         raise ConceptError(f"explainer {name!r} names a column twice; name each once")

@@ -7,8 +7,9 @@ from contextlib import closing
 from typing import Any
 
 from core.errors import StoppedEarly
-from pipeline.sources_files import MISSING, is_there, read_file, tried
+from pipeline.sources_files import is_there, read_file, tried
 from pipeline.sources_parquet import DamagedRowGroup, ParquetRows
+from pipeline.stamps import MISSING
 
 #: What `length` is in the index where the image is a whole file, or where it is a row of a Parquet
 #: file; `offset` is then the row's number, and `url` ends in the column's name.

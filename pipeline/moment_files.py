@@ -331,8 +331,12 @@ def _concepts(run: Run, plan: Plan, explainer: ExplainerPlan, positions: np.ndar
 
 
 def _shards(plan: Plan, explainer: ExplainerPlan) -> list[str]:
-    """What each shard brings to the sums: its images, splits, labels and attributes; scores from a
-    table of their own."""
+    """What each shard brings to the sums: its images, splits and labels; scores that come from elsewhere.
+
+    Of attributes all that could be concepts, so that concepts may come and go.
+    """
+    if explainer.kind == "attributes":
+        return [fingerprint(shard.rows, shard.attributes) for shard in plan.shards]
     if explainer.path is None:
         return [shard.rows for shard in plan.shards]
     scores = image_scores(plan.index, explainer)

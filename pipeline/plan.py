@@ -16,7 +16,7 @@ import pyarrow as pa
 from actors.layer_info import LayerInfo
 from actors.views import Preprocess
 from pipeline.config import Config
-from pipeline.explainers import ExplainerPlan
+from pipeline.explainers import ExplainerPlan, is_numeric
 from pipeline.fingerprints import fingerprint, fingerprint_table
 from pipeline.sources import ImageIndex
 
@@ -37,7 +37,14 @@ class Shard:
     pixels: str
     """Fingerprint of the images' ids and content."""
     rows: str
-    """Fingerprint of the above with labels, splits and attributes."""
+    """Fingerprint of the above with what the images table holds of them: paths, splits and labels."""
+    attributes: dict[str, str]
+    """Fingerprints of their values in each column beside the images that can be a concept."""
+
+    def scores(self, explainer: ExplainerPlan) -> list[str]:
+        """Fingerprints of the attributes that an explainer's concept scores are; none of another kind."""
+        named = explainer.columns or () if explainer.kind == "attributes" else ()
+        return [self.attributes[column] for column in named]
 
 
 @dataclass(frozen=True)
@@ -116,19 +123,31 @@ def cut_shards(index: ImageIndex, size: int) -> list[Shard]:
 def cut_at(index: ImageIndex, bounds: Sequence[int]) -> list[Shard]:
     """Cut the index where shards begin and end; where nothing lies between two bounds, there is none."""
     shards: list[Shard] = []
+    numeric = [field.name for field in index.attributes.schema if is_numeric(field.type)]
     for start, stop in pairwise(bounds):
         if stop == start:
             continue
         rows = index.rows.slice(start, stop - start)
-        named = index.attributes.num_columns
-        extra = index.attributes.slice(start, stop - start) if named else pa.table({})
         shards.append(
             Shard(
                 number=len(shards),
                 start=start,
                 stop=stop,
                 pixels=fingerprint_table(rows.select(["image_id", "stamp"])),
-                rows=fingerprint(fingerprint_table(rows), fingerprint_table(extra)),
+                # Not where the bytes lie: a data set may be moved or mounted elsewhere.
+                rows=fingerprint_table(
+                    rows.select(["image_id", "path", "label", "split", "stamp"])
+                ),
+                attributes={
+                    name: _values(index.attributes[name].slice(start, stop - start))
+                    for name in numeric
+                },
             )
         )
     return shards
+
+
+def _values(column: pa.ChunkedArray) -> str:
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())  # half floats have no Python type of their own
+    return fingerprint(column.to_pylist())

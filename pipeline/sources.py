@@ -31,15 +31,16 @@ from pipeline.sources_files import (
     has_magic,
     list_files,
     shown,
-    stamps,
 )
 from pipeline.sources_parquet import (
     PARQUET_SUFFIX,
+    as_text,
     holds_images,
     list_rows,
     row_url,
 )
 from pipeline.sources_webdataset import IMAGE_SUFFIXES, tar_samples
+from pipeline.stamps import stamps, warn_of_sizes
 from pipeline.urls import refuse_secret
 
 #: Rows that are looked at as Python objects at one time.
@@ -48,7 +49,7 @@ AT_ONCE = 50_000
 MANIFEST_SUFFIXES = (".csv", PARQUET_SUFFIX)
 
 #: Columns of the index. `url`, `offset` and `length` say where the bytes are; `stamp` changes when the
-#: content does: size and modification time, or an object's etag.
+#: content does: size and modification time, or an object's etag, and of Parquet the column of images.
 INDEX_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -134,6 +135,7 @@ def _list_images(config: ImagesConfig) -> ImageIndex:
         attributes = attributes.take(order) if attributes.num_columns else attributes
     table, attributes = table.slice(0, config.limit), attributes.slice(0, config.limit)
     _refuse_repeated_ids(table, config.path)
+    warn_of_sizes(table["stamp"], config.path)
     splits = _splits(table, attributes, config.split)
     table = table.append_column("split", splits).select(INDEX_SCHEMA.names)
     return ImageIndex(on_disk(table), on_disk(attributes))
@@ -246,6 +248,7 @@ def _part(
     labels: Any,
     offsets: Any,
     lengths: Any,
+    column: str = "",
 ) -> pa.Table:
     """Rows of the index, without the split, for images that lie in one file."""
     columns = {
@@ -255,7 +258,7 @@ def _part(
         "url": pa.repeat(url, len(ids)),
         "offset": pa.array(offsets, pa.int64()),
         "length": pa.array(lengths, pa.int64()),
-        "stamp": pa.repeat(file["stamp"], len(ids)),
+        "stamp": pa.repeat(f"{file['stamp']}#{column}" if column else file["stamp"], len(ids)),
     }
     return pa.table(columns)
 
@@ -287,6 +290,7 @@ def _list_parquet(fs: Any, root: str, files: pa.Table, config: ImagesConfig) -> 
             labels=found.labels,
             offsets=rows,
             lengths=pa.repeat(PARQUET_ROW, len(rows)),
+            column=found.column,
         )
 
     parts = _named(files, PARQUET_SUFFIX, root, all_else=True)
@@ -314,14 +318,21 @@ def _list_manifest(fs: Any, root: str, files: pa.Table, config: ImagesConfig) ->
                 tables.append(read(file))
             except (pa.ArrowInvalid, OSError) as error:
                 raise SourceError(f"manifest {path!r} cannot be read: {error}") from error
-    table = pa.concat_tables(tables, promote_options="default")
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SourceError(
+            f"the manifests of images.path {config.path!r} have columns of one name and unlike types "
+            f"({error}); give them separately"
+        ) from error
     for column in ("path", config.label):
         if column is not None and column not in table.column_names:
             raise SourceError(
                 f"manifest {config.path!r} has no column {column!r}; it has "
                 f"{', '.join(map(repr, table.column_names[:20]))}{close_names(column, table.column_names)}"
             )
-    paths = table["path"].cast(pa.string())
+    where = f"manifest {config.path!r}"
+    paths = as_text(table["path"], "path", where)
     if paths.null_count:
         raise SourceError(
             f"manifest {config.path!r} has {paths.null_count:,} rows without a path, the first is row "
@@ -330,14 +341,14 @@ def _list_manifest(fs: Any, root: str, files: pa.Table, config: ImagesConfig) ->
     for path in paths.filter(pc.match_substring(paths, "://")).to_pylist():
         refuse_secret(path, f"an image in manifest {config.path!r}")
     nothing = pa.nulls(table.num_rows, pa.string())
-    labels = table[config.label].cast(pa.string()) if config.label else nothing
+    labels = as_text(table[config.label], config.label, where) if config.label else nothing
     folder = manifests[0].rpartition("/")[0]
     local = pc.binary_join_element_wise(fs.unstrip_protocol(folder).rstrip("/"), paths, "/")
     absolute = pc.starts_with(paths, "/") if isinstance(fs, LocalFileSystem) else False
     whole = pc.binary_join_element_wise("file://", paths, "")
     urls = pc.if_else(absolute, whole, local)
     urls = pc.if_else(pc.match_substring(paths, "://"), paths, urls)
-    found = pa.table({"url": urls, "stamp": pa.array(stamps(fs, urls.to_pylist()), pa.string())})
+    found = pa.table({"url": urls, "stamp": pa.array(stamps(urls.to_pylist()), pa.string())})
     drop = [name for name in ("path", config.label) if name is not None]
     return _rows(paths, paths, labels, found), table.drop_columns(drop)
 
@@ -366,11 +377,11 @@ def _splits(table: pa.Table, attributes: pa.Table, config: SplitConfig) -> pa.Ar
             f"images.split.column {config.column!r} is not a column of the images' table"
             f"{close_names(config.column, attributes.column_names)}"
         )
-    column = attributes[config.column]
+    column = as_text(attributes[config.column], config.column, "the images' table")
     texts = {value: str(value) for value in column.unique().to_pylist()}
     if wrong := sorted(set(texts.values()) - {"train", "val", "test"}):
         raise SourceError(
             f"images.split.column {config.column!r} holds {wrong[0]!r}; expected train, val or test"
         )
-    places = pc.index_in(column, value_set=pa.array(list(texts), column.type))
+    places = pc.index_in(column, value_set=pa.array(list(texts), pa.string()))
     return pa.array(list(texts.values()), pa.string()).take(places)

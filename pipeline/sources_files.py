@@ -13,7 +13,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from core.errors import SourceError
 from pipeline.outages import is_outage, patiently
+from pipeline.stamps import listed_stamps, local_stamp
 from pipeline.storage import filesystem
 
 #: Seconds between tries to read a file.
@@ -31,9 +31,6 @@ RETRY_SECONDS = (0.2, 1.0)
 
 #: Larger files are not read: no photograph has so many bytes, and a worker's memory has an end.
 MAX_BYTES = 1 << 30
-
-#: What the stamp of a file says that is not there.
-MISSING = "missing:None"
 
 #: What `url` begins with where a local name is not UTF-8, and so cannot be written in a table as it is.
 RAW_BYTES = "file-bytes:"
@@ -181,62 +178,6 @@ def local_url(path: str) -> str:
     return _LOCAL + path
 
 
-def local_stamp(path: str) -> str:
-    """Size and modification time of a local file, of what a link leads to."""
-    try:
-        facts = os.stat(path)  # noqa: PTH116 - a million times, a Path would double it
-    except OSError as error:
-        if is_outage(error):
-            raise
-        return MISSING
-    return f"{facts.st_size}:{facts.st_mtime}"
-
-
-def stamps(fs: Any, urls: list[str]) -> Iterator[str]:
-    """Stamps of named files; one that is gone is listed so, and quarantined when it is read.
-
-    On remote storage files are asked for folder by folder where a folder has several of them: one
-    request then tells of a thousand.
-    """
-    if isinstance(fs, LocalFileSystem):
-        yield from (local_stamp(url.removeprefix(_LOCAL)) for url in urls)
-        return
-    paths = [fs._strip_protocol(url) for url in urls]
-    wanted: dict[str, int] = {}
-    for path in paths:
-        folder = path.rpartition("/")[0]
-        wanted[folder] = wanted.get(folder, 0) + 1
-    several = [folder for folder, count in wanted.items() if count > 2]
-
-    def listed(folder: str) -> dict[str, str]:
-        try:
-            return {info["name"]: _stamp(info) for info in fs.ls(folder, detail=True)}
-        except OSError as error:
-            if is_outage(error):
-                raise
-            return {}
-
-    def asked(path: str) -> str:
-        try:
-            return _stamp(fs.info(path))
-        except OSError as error:
-            if is_outage(error):
-                raise
-            return MISSING
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        known = {p: s for some in pool.map(listed, several) for p, s in some.items()}
-        single = [p for p in paths if wanted[p.rpartition("/")[0]] <= 2]
-        known |= dict(zip(single, pool.map(asked, single), strict=True))
-    yield from (known.get(path, MISSING) for path in paths)
-
-
-def _stamp(info: Mapping[str, Any]) -> str:
-    """What is known of a remote file's content without reading it."""
-    known = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    return f"{info.get('size')}:{known}"
-
-
 def _is_file(info: Mapping[str, Any]) -> bool:
     return info["type"] == "file" or bool(info.get("islink"))
 
@@ -246,7 +187,9 @@ def _local(paths: Iterable[str]) -> pa.Table:
 
 
 def _remote(fs: Any, files: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table:
-    return table_of((path, fs.unstrip_protocol(path), _stamp(info)) for path, info in files)
+    files = list(files)
+    made = zip(files, listed_stamps(fs, files), strict=True)
+    return table_of((path, fs.unstrip_protocol(path), stamp) for (path, _), stamp in made)
 
 
 def table_of(rows: Iterator[tuple[str, str, str]]) -> pa.Table:

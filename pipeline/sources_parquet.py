@@ -104,6 +104,21 @@ def row_url(url: str, column: str) -> str:
     return f"{url}#{quote(column, safe='')}"
 
 
+def as_text(values: pa.ChunkedArray, column: str, where: str) -> pa.ChunkedArray:
+    """A column as text: numbers and dates as they are written, bytes that are UTF-8.
+
+    Raises:
+        SourceError: It holds something else.
+    """
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowException as error:
+        raise SourceError(
+            f"column {column!r} of {where} holds {values.type}, which is not text nor can be written as "
+            f"text ({str(error).splitlines()[0]}); expected text, numbers or dates"
+        ) from error
+
+
 class ParquetRows:
     """Reads images out of Parquet files; goes on where it was when the next row lies ahead.
 
@@ -264,8 +279,8 @@ def _labels(table: pa.Table, schema: pa.Schema, path: str, column: str) -> pa.Ar
     feature = facts.get("info", {}).get("features", {}).get(column, {})
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     if not names:
-        if pa.types.is_string(values.type):
-            return values
+        if pa.types.is_string(values.type) or _is_bytes(values.type):
+            return as_text(values, column, repr(path))
         texts = [None if value is None else str(value) for value in values.to_pylist()]
         return pa.array(texts, pa.string())
     if (wrong := pc.max(values).as_py() or 0) >= len(names):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import io
 import json
 import tarfile
@@ -12,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from core.errors import SourceError
+from core.errors import ConceptError, SourceError
+from pipeline.concepts_config import ConceptsConfig
+from pipeline.explainers import plan_explainer
 from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
+from pipeline.plan import cut_shards
 from pipeline.sources import read_index
 
 
@@ -111,6 +116,76 @@ def test_a_csv_manifest_is_the_same_as_a_parquet_one(folders: Path) -> None:
         for name in ("m.csv", "m.parquet")
     )
     assert one.equals(two)
+
+
+DAY = datetime.date(2026, 1, 2)
+ODD = {
+    "day": pa.array([DAY, DAY]),
+    "moment": pa.array([datetime.datetime(2026, 1, 2, 3, 4), None], pa.timestamp("s")),
+    "price": pa.array([decimal.Decimal("1.50"), decimal.Decimal("2.25")]),
+    "name": pa.array([b"d", b"c"]),
+    "bytes": pa.array([b"\xff\xd8", b"\x00"]),
+    "box": pa.array([[1, 2], [3]]),
+    "half": pa.array([0.5, 1.5], pa.float16()),
+}
+
+
+@pytest.mark.parametrize("label", [None, "day", "moment", "price", "name"])
+def test_columns_of_any_type_may_lie_beside_images_and_dates_and_numbers_are_labels(
+    folders: Path, label: str | None
+) -> None:
+    table = pa.table({"path": ["dog/b.png", "cat/a.png"], **ODD})
+    pq.write_table(table, folders / "m.parquet")
+    index = read_index(
+        ImagesConfig(path=str(folders / "m.parquet"), format="manifest", label=label)
+    )
+    shard = cut_shards(index, 2)[0]
+    assert list(shard.attributes) == ["half"]
+    texts = {
+        None: [None, None],
+        "day": ["2026-01-02", "2026-01-02"],
+        "moment": [None, "2026-01-02 03:04:00.000"],
+        "price": ["2.25", "1.50"],
+        "name": ["c", "d"],
+    }
+    assert index.rows["label"].to_pylist() == texts[label]
+
+
+def test_a_csv_manifest_may_have_dates_and_times(folders: Path) -> None:
+    rows = ["path,day,at", "dog/b.png,2026-01-02,2026-01-02 03:04:05", "cat/a.png,2026-01-03,"]
+    (folders / "m.csv").write_text("\n".join(rows))
+    index = read_index(ImagesConfig(path=str(folders / "m.csv"), label="day"))
+    assert cut_shards(index, 2)[0].attributes == {}
+    assert index.rows["label"].to_pylist() == ["2026-01-03", "2026-01-02"]
+
+
+@pytest.mark.parametrize("column", ["bytes", "box"])
+def test_a_column_that_is_no_text_is_refused_as_label_or_split(folders: Path, column: str) -> None:
+    table = pa.table({"path": ["dog/b.png", "cat/a.png"], **ODD})
+    pq.write_table(table, folders / "m.parquet")
+    source = {"path": str(folders / "m.parquet"), "format": "manifest"}
+    for asked in ({"label": column}, {"split": {"column": column}}):
+        config = ImagesConfig.model_validate({**source, **asked})
+        with pytest.raises(SourceError, match=rf"column '{column}' of .* holds (binary|list)"):
+            read_index(config)
+
+
+@pytest.mark.parametrize("column", ["day", "moment", "price", "bytes", "box"])
+def test_a_column_that_is_no_number_is_refused_as_a_concept(folders: Path, column: str) -> None:
+    table = pa.table({"path": ["dog/b.png", "cat/a.png"], **ODD})
+    pq.write_table(table, folders / "m.parquet")
+    index = read_index(ImagesConfig(path=str(folders / "m.parquet"), format="manifest"))
+    config = ConceptsConfig(name="a", kind="attributes", columns=[column])
+    with pytest.raises(ConceptError, match=rf"'{column}' of the manifest holds .* expected bool"):
+        plan_explainer(config, index, None, [])
+
+
+def test_manifests_with_unlike_columns_of_one_name_are_refused(folders: Path) -> None:
+    (folders / "lists").mkdir()
+    for name, kind in (("a", "3"), ("b", "x")):
+        (folders / f"lists/{name}.csv").write_text(f"path,kind\n../{name}.png,{kind}\n")
+    with pytest.raises(SourceError, match="unlike types"):
+        read_index(ImagesConfig(path=str(folders / "lists"), format="manifest"))
 
 
 def test_the_stamp_changes_when_a_file_does(folders: Path) -> None:

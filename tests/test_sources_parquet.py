@@ -293,6 +293,16 @@ def test_a_column_is_chosen_by_its_name_or_by_the_configuration(tmp_path: Path) 
     assert fetch(read(write(path, table, [])).rows.to_pylist()[0]) == PICTURES[5]
 
 
+def test_labels_may_be_bytes_that_are_text(tmp_path: Path) -> None:
+    for name, kind in (("kind", b"cat"), ("junk", b"\xff")):
+        table = structs().append_column(name, [[kind] * NUMBER])
+        write(tmp_path / f"{name}.parquet", table, [])
+    index = read(tmp_path / "kind.parquet", label="kind")
+    assert set(index.rows["label"].to_pylist()) == {"cat"}
+    with pytest.raises(SourceError, match=r"'junk' of .* holds binary, which is not text"):
+        read(tmp_path / "junk.parquet", label="junk")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
