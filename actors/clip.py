@@ -7,6 +7,7 @@ known for models that were trained or measured so; for others labelled images ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -28,6 +29,32 @@ PUBLISHED = {
     "ViT-L-14-336/openai": (58.0, -0.25),
 }
 """Slope and shift of the models in Oikarinen & Weng, ICML 2024 (arXiv:2405.06855)."""
+
+_PROBES = (
+    *("a photo of a cat", "A Photo Of A CAT", "a photo of a cat.", "photo", "cats", "", " "),
+    *("  two   spaces\tand a\nnew line ", "well-known, isn't it? (yes!) #1 & 50% @ $3.50 / 1,000"),
+    *(
+        "snake_case and camelCase",
+        "&amp;lt; &quot;html&quot; <b>bold</b>",
+        "<|endoftext|> [CLS] </s>",
+    ),
+    *("0123456789 3.14159 1e-5 2026-01-31", "antidisestablishmentarianism pterodactyl quokka"),
+    *("Crème brûlée, naïve Ångström, Straße, İstanbul", "cafe\u0301 and caf\u00e9", "ﬁne ½ ² Ⅷ"),
+    *(
+        "черепаха на камне",
+        "η χελώνα",
+        "海龟在石头上",
+        "カメとイシ",
+        "거북이",
+        "سلحفاة",
+        "כלב",
+        "कछुआ",
+    ),
+    *("🐢 👩‍🔬 🇺🇳", "“quoted” ‘text’ — with… dashes", "\u00a0no\u200bbreak\ufeff", "ça và garçon"),
+    "red green blue yellow pink striped spotted furry metal wooden glass round square small large",
+    "the turtle " * 400,
+)
+"""Texts of many kinds, one longer than any context, that show how a tokenizer reads."""
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 #: Texts that are encoded at once come in groups of so many.
@@ -71,6 +98,13 @@ class Clip:
         with torch.inference_mode():
             embedded = model.encode_image(images.to(tower.device, tower.dtype))
             return F.normalize(embedded.float(), dim=-1)
+
+    def reading(self) -> str:
+        """Fingerprint of how texts are read: the token numbers of fixed texts of many kinds."""
+        numbers = self.tokenizer(list(_PROBES)).cpu().numpy().astype(np.int64)
+        digest = hashlib.blake2b(repr(numbers.shape).encode(), digest_size=16)
+        digest.update(numbers.tobytes())
+        return digest.hexdigest()
 
     def encode_texts(self, texts: Sequence[str], batch: int = 256) -> Float[np.ndarray, "texts d"]:
         """Embed texts, on the device of the text tower.
@@ -158,8 +192,27 @@ def load_clip(model: str, pretrained: str | None = None, base: Path | None = Non
         ) from error
     module = module.eval().requires_grad_(False)
     own = _own_calibration(module)
-    slope, shift = PUBLISHED.get(f"{name}/{tag}") or own or (None, None)
+    slope, shift = published(name, tag) or own or (None, None)
     return Clip(module, transform, tokenizer, slope, shift, model, own)
+
+
+def published(name: str, tag: str | None = None) -> tuple[float, float] | None:
+    """The published slope and shift of a model, where there are some.
+
+    Args:
+        name: Name in open_clip's list, or ``hf-hub:OWNER/NAME``, which has the calibration of the name
+            and tag that open_clip lists it for.
+        tag: Tag of its weights in open_clip's list.
+    """
+    from open_clip import get_pretrained_cfg
+
+    if not name.startswith(_HUB):
+        return PUBLISHED.get(f"{name}/{tag}")
+    for known, calibration in PUBLISHED.items():
+        listed = get_pretrained_cfg(*known.rsplit("/", 1)).get("hf_hub", "")
+        if listed.rpartition("/")[0] == name.removeprefix(_HUB):
+            return calibration
+    return None
 
 
 def _own_calibration(module: Any) -> tuple[float, float] | None:

@@ -47,6 +47,22 @@ def fold_batch_norms(module: nn.Module, kept: Collection[str] = ()) -> int:
     return folded
 
 
+def foldable(module: nn.Module, names: Collection[str]) -> list[str]:
+    """Those of some modules that are convolutions which `fold_batch_norms` would fold.
+
+    Args:
+        module: A network in evaluation mode. It is traced only where one of them is a convolution.
+        names: Names of modules of it.
+
+    Returns:
+        Their names, ascending.
+    """
+    parts = dict(module.named_modules())
+    if not any(type(parts[name]).__name__ in _CONVOLUTIONS for name in names):
+        return []
+    return sorted({conv for conv, _ in _pairs(module, parts)} & set(names))
+
+
 class _Folded(nn.Module):
     """What is left of a batch normalisation: the modules inside it."""
 

@@ -31,6 +31,8 @@ class Target:
     """From a PIL image in RGB to floats (3, height, width), as the network's authors do it."""
     name: str
     """The model as it was asked for."""
+    made_in: str | None = None
+    """Name of the module of the factory that made it; None where a library did."""
 
 
 def load_target(model: str, weights: str = "default", base: Path | None = None) -> Target:
@@ -61,7 +63,8 @@ def load_target(model: str, weights: str = "default", base: Path | None = None) 
         module, transform = builders[library](name, weights == "default", base)
     if weights != "default" and not weights.startswith("random:"):
         load_weights(module, weights, base)
-    return Target(module.eval().requires_grad_(False), transform, model)
+    made_in = name.partition(":")[0] if library == "python" else None
+    return Target(module.eval().requires_grad_(False), transform, model, made_in)
 
 
 def _seed(weights: str) -> int:

@@ -147,9 +147,12 @@ def embed_texts(run: Run, clip: ClipPlan, texts: Sequence[str]) -> str:
 
     Returns:
         Name of the npz file in the run or its store that holds `embedding` (texts, d) float32.
+
+    Raises:
+        RecordingError: The model or its tokenizer is another on the worker than in the plan.
     """
     place = "recordings/texts" if run.store is None else f"{run.store}/texts"
-    name = f"{place}/{fingerprint('texts', clip.fingerprint, list(texts))}.npz"
+    name = f"{place}/{fingerprint('texts', clip.text_fingerprint, list(texts))}.npz"
     if not run.folder.exists(name):
         calls = [(run.folder, name, clip, list(texts))]
         for _ in run_tasks(_embed_texts, calls):
@@ -158,10 +161,10 @@ def embed_texts(run: Run, clip: ClipPlan, texts: Sequence[str]) -> str:
 
 
 def _embed_texts(folder: Folder, name: str, clip: ClipPlan, texts: Sequence[str]) -> None:
-    from actors.clip import load_clip  # which needs PyTorch; other tasks of this module do without
+    # Which needs PyTorch; other tasks of this module do without.
+    from pipeline.loading import text_model
 
-    model = load_clip(clip.model, base=clip.base)
-    folder.write_arrays(name, embedding=model.encode_texts(list(texts)))
+    folder.write_arrays(name, embedding=text_model(clip).encode_texts(list(texts)))
 
 
 def kept_rows(folder: Folder, images: str, keep: str) -> pa.Table:

@@ -46,7 +46,8 @@ class ConceptsConfig(Strict):
     concepts count once each, in the order of the lists."""
     calibration: Literal["auto", "own", "labels"] | Calibration = "auto"
     """`open_clip`: `auto` is the published one, else the model's own; `own` is the model's own; `labels`
-    is measured on the labels of training images; or `{a: …, b: …}`."""
+    is measured on the labels of training images; or `{a: …, b: …}`. The published one is known by
+    `NAME/TAG` or the hub id that open_clip lists for it; a `local-dir:` of the same weights has its own."""
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> ConceptsConfig:

@@ -167,7 +167,12 @@ def expect(plan: Plan, dtype: str) -> Expected:
     choice = (fit.length, fit.tolerance)
     tables[EXPLANATIONS] = fingerprint(EXPLANATIONS, FIT_VERSION, tables[PATHS], *choice)
     simulators = [
-        [s.name, tables[embeddings_table(s.name)], *calibrations[s.name]]
+        [
+            s.name,
+            tables[embeddings_table(s.name)],
+            plan.clips[s.name].text_fingerprint,
+            *calibrations[s.name],
+        ]
         for s in plan.config.simulators
     ]
     scoring = plan.config.simulate.model_dump(exclude={"baselines"})
@@ -244,7 +249,7 @@ def _summed(plan: Plan, dtype: str, calibrations: dict[str, list[float | str]]) 
         directed = target.directions.get(layer)
         source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
         for pooling in poolings:
-            made = fingerprint(target.fingerprint, dtype, *source, pooling)
+            made = fingerprint(target.fingerprint, dtype, *source, pooling, target.unfolded)
             summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
@@ -268,7 +273,7 @@ def _calibration(clip: ClipPlan, made: dict[str, list[str]]) -> list[float | str
     if clip.labels is None:
         return [clip.slope, clip.shift]
     named = [list(clip.labels.labels), list(clip.labels.places), list(clip.labels.texts)]
-    sources = (made[IMAGES], made[embeddings_table(clip.name)], clip.fingerprint)
+    sources = (made[IMAGES], made[embeddings_table(clip.name)], clip.text_fingerprint)
     return [fingerprint(CALIBRATION, CALIBRATION_VERSION, named, *sources)]
 
 
@@ -288,7 +293,7 @@ def _concept_scores(
     clip = plan.clips[explainer.name]
     facts = (
         SIGMOID_VERSION,
-        clip.fingerprint,
+        clip.text_fingerprint,
         explainer.fingerprint,
         *calibrations[explainer.name],
     )

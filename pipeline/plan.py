@@ -60,6 +60,9 @@ class TargetPlan:
     infos: dict[str, LayerInfo]
     fingerprint: str
     directions: dict[str, DirectionsPlan] = field(default_factory=dict)
+    unfolded: tuple[str, ...] = ()
+    """Convolutions that a batch normalisation is not folded into, since they are recorded or read by
+    directions. The numbers of all layers after them are rounded otherwise than in a folded network."""
 
     @property
     def own_layers(self) -> dict[str, tuple[str, ...]]:
@@ -97,6 +100,9 @@ class ClipPlan:
     slope: float
     shift: float
     fingerprint: str
+    """What embeddings depend on, beside the images or texts."""
+    text_fingerprint: str
+    """What embeddings of texts depend on, beside the texts: the above, and how texts are read."""
     labels: LabelTexts | None = None
     """What slope and shift are measured on, where the configuration asks for it."""
 

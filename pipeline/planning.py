@@ -18,6 +18,7 @@ from PIL import Image
 
 from actors.clip import Clip, check_clip, load_clip
 from actors.fingerprint import state_fingerprint
+from actors.folding import foldable
 from actors.layers import assign_poolings, check_layers, describe_layers, match_layers
 from actors.preprocessing import split_transform
 from actors.targets import Target, load_target
@@ -34,7 +35,7 @@ from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, LabelTexts, Plan, TargetPl
 from pipeline.sources import ImageIndex, read_index
 
 #: Raised when the same model and settings would give other recordings.
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 def prepare(config: Config) -> Plan:
@@ -84,6 +85,7 @@ def plan_target(config: Config) -> TargetPlan:
     wanted = config.target
     target = load_target(wanted.model, wanted.weights, base=config.base)
     preprocess = split_transform(target.transform)
+    made = target_fingerprint(target, preprocess)  # before it runs, as on a worker
     names = [name for name, _ in target.module.named_modules() if name]
     infos = describe_layers(target.module, image_size(preprocess))
     layers: dict[str, tuple[str, ...]] = {}
@@ -93,6 +95,8 @@ def plan_target(config: Config) -> TargetPlan:
     directions = {some.name: plan_directions(some, infos) for some in wanted.directions}
     layers |= {some.name: tuple(dict.fromkeys(some.pooling)) for some in wanted.directions}
     infos = [*infos, *(info for _, info in directions.values())]
+    read = [name for name in layers if name not in directions]
+    read += [some.settings.layer for some, _ in directions.values()]
     plan = TargetPlan(
         model=wanted.model,
         weights=wanted.weights,
@@ -100,8 +104,9 @@ def plan_target(config: Config) -> TargetPlan:
         preprocess=preprocess,
         layers=layers,
         infos={info.name: info for info in infos if info.name in layers},
-        fingerprint=target_fingerprint(target, preprocess),
+        fingerprint=made,
         directions={name: some for name, (some, _) in directions.items()},
+        unfolded=tuple(foldable(target.module, read)),
     )
     del target
     gc.collect()
@@ -115,13 +120,19 @@ def image_size(preprocess: Preprocess) -> tuple[int, int]:
 
 
 def target_fingerprint(target: Target, preprocess: Preprocess) -> str:
-    """What a target's activations depend on, beside the images: network, weights, preprocessing."""
-    return fingerprint(RECORD_VERSION, state_fingerprint(target.module), _sight(preprocess))
+    """What a target's activations depend on, beside the images: network, weights, code, preprocessing."""
+    made = state_fingerprint(target.module, target.made_in)
+    return fingerprint(RECORD_VERSION, made, _sight(preprocess))
 
 
 def clip_fingerprint(clip: Clip, preprocess: Preprocess) -> str:
     """What a vision-language model's embeddings depend on, beside the images and texts."""
     return fingerprint(RECORD_VERSION, state_fingerprint(clip.model), _sight(preprocess))
+
+
+def text_fingerprint(clip: Clip, made: str) -> str:
+    """What its embeddings of texts depend on, given what those of images do: how texts are read as well."""
+    return fingerprint(made, clip.reading())
 
 
 def _sight(preprocess: Preprocess) -> list[str]:
@@ -165,6 +176,7 @@ def _plan_clip(name: str, model: str, calibration: Calibration | str, base: Path
     else:
         slope, shift = clip.slope, clip.shift
     preprocess = split_transform(clip.transform)
+    made = clip_fingerprint(clip, preprocess)
     return ClipPlan(
         name=name,
         model=model,
@@ -172,7 +184,8 @@ def _plan_clip(name: str, model: str, calibration: Calibration | str, base: Path
         preprocess=preprocess,
         slope=slope,
         shift=shift,
-        fingerprint=clip_fingerprint(clip, preprocess),
+        fingerprint=made,
+        text_fingerprint=text_fingerprint(clip, made),
     )
 
 

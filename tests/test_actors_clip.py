@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from actors.clip import PUBLISHED, Clip, check_clip, load_clip
+from actors.clip import PUBLISHED, Clip, check_clip, load_clip, published
 from actors.decode import decode
 from core.errors import ModelError
 
@@ -114,6 +115,43 @@ def test_every_siglip_of_open_clip_is_trained_with_a_bias_and_so_has_its_own_cal
 def test_published_calibrations_are_of_models_that_open_clip_knows() -> None:
     known = {f"{name}/{tag}" for name, tag in open_clip.list_pretrained()}
     assert set(PUBLISHED) <= known
+
+
+@pytest.mark.parametrize(
+    ("hub", "name"),
+    [
+        ("timm/ViT-L-16-SigLIP-384", "ViT-L-16-SigLIP-384/webli"),
+        ("timm/ViT-SO400M-14-SigLIP-384", "ViT-SO400M-14-SigLIP-384/webli"),
+        ("timm/vit_large_patch14_clip_336.openai", "ViT-L-14-336/openai"),
+        ("timm/ViT-B-16-SigLIP", None),
+        ("other/ViT-L-16-SigLIP-384", None),
+    ],
+)
+def test_a_hub_id_has_the_calibration_of_the_name_that_open_clip_lists_it_for(
+    hub: str, name: str | None
+) -> None:
+    assert published(f"hf-hub:{hub}") == (PUBLISHED[name] if name else None)
+    if name:
+        assert published(*name.split("/")) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: open_clip.SimpleTokenizer(context_length=24),
+        lambda: open_clip.SimpleTokenizer(context_length=24, clean="whitespace"),
+        lambda: open_clip.SimpleTokenizer(context_length=24, clean="canonicalize"),
+        lambda: open_clip.SimpleTokenizer(context_length=23),
+        lambda: open_clip.SimpleTokenizer(context_length=24, additional_special_tokens=["[CLS]"]),
+    ],
+)
+def test_another_tokenizer_reads_otherwise(clip: Clip, change: Any) -> None:
+    own = clip.reading()
+    assert own == clip.reading()
+    other = replace(clip, tokenizer=change())
+    settings = vars(other.tokenizer)
+    same = settings["context_length"] == 24 and settings["clean_fn"].__name__ == "_clean_lower"
+    assert (other.reading() == own) == (same and "[CLS]" not in settings["encoder"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from actors.folding import fold_batch_norms
+from actors.folding import fold_batch_norms, foldable
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -153,3 +153,15 @@ def test_weights_that_would_not_be_finite_stay_as_they_are() -> None:
     network = lively(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
     network[1].weight.data[0] = float("inf")  # type: ignore[union-attr]
     assert fold_batch_norms(network) == 0
+
+
+def test_foldable_convolutions_are_told_beforehand() -> None:
+    network = lively(torchvision.models.densenet121())
+    convolutions = [n for n, part in network.named_modules() if isinstance(part, nn.Conv2d)]
+    told = foldable(network, [*convolutions, "features.norm5"])
+    assert foldable(network, ["features.norm5", convolutions[1]]) == [convolutions[1]]
+    before = {name: network.get_submodule(name).weight for name in convolutions}
+    fold_batch_norms(network)
+    folded = [n for n in convolutions if network.get_submodule(n).weight is not before[n]]
+    assert told == sorted(folded)
+    assert 0 < len(told) < len(convolutions)

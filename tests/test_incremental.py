@@ -245,7 +245,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(folder: Path, keep: str, **more: Any) -> Config:
+def config(
+    folder: Path, keep: str, network: str | None = None, directions: Any = (), **more: Any
+) -> Config:
     """Labels and texts as explainers."""
     given: dict[str, Any] = {"limit": FEWER, "layers": ["neurons"], "texts": TEXTS[:8]} | more
     words = folder / f"{fingerprint(given['texts'])}.txt"
@@ -253,6 +255,9 @@ def config(folder: Path, keep: str, **more: Any) -> Config:
     base = planted_network.config(folder)
     base["images"] |= {"limit": given["limit"]}  # type: ignore[operator]
     base["target"] |= {"layers": given["layers"]}  # type: ignore[operator]
+    base["target"] |= {"directions": list(directions)}  # type: ignore[operator]
+    if network is not None:
+        base["target"] |= {"model": network}  # type: ignore[operator]
     clip: dict[str, Any] = {
         "name": "clip",
         "kind": "open_clip",
@@ -265,7 +270,7 @@ def config(folder: Path, keep: str, **more: Any) -> Config:
         "recordings": {"shard_size": SHARD, "keep": keep},
         "fit": {"folds": SUBSETS - 1, "sharpness": 1.5},
     }
-    return parse_config(sections, base=TESTS)
+    return parse_config(sections, base=TESTS if network is None else folder)
 
 
 def carried_out(folder: Path, out: Path, keep: str, **more: Any) -> tuple[Run, dict[str, Any]]:
@@ -385,3 +390,77 @@ def test_new_concepts_are_summed_where_images_are_recorded_as_among_all_others(
             np.testing.assert_array_equal(ours.concept_mean, theirs.mean)
         else:
             assert fields(ours) == fields(theirs.select(new))
+
+
+# Batch normalisations, folded into the convolutions that are not recorded ---------------------------
+
+FOLDED = """
+import torch
+from torch import nn
+from torchvision import transforms
+
+def network():
+    torch.manual_seed(0)
+    blocks = []
+    for wide in (3, 8):
+        blocks += [nn.Conv2d(wide, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    for part in blocks:
+        if isinstance(part, nn.BatchNorm2d):
+            # Large means that cancel, which are lost to rounding unless they are folded.
+            part.running_var.uniform_(0.2, 3.0)
+            part.running_mean.fill_(3e4)
+            part.bias.data = part.running_mean / (part.running_var + part.eps).sqrt()
+    return nn.Sequential(*blocks), transforms.Compose(
+        [transforms.CenterCrop((48, 64)), transforms.ToTensor()]
+    )
+"""
+NETWORK = "python:folded_blocks:network"
+
+
+@pytest.fixture(scope="module")
+def blocks(folder: Path) -> Path:
+    (folder / "folded_blocks.py").write_text(FOLDED)
+    rows = np.eye(8, dtype=np.float32)[:4]
+    np.savez(folder / "rows.npz", weight=rows)
+    return folder
+
+
+def test_a_recorded_convolution_costs_the_moments_of_others_and_another_layer_nothing(
+    blocks: Path,
+) -> None:
+    def summed(layers: list[str], directions: Any = ()) -> str:
+        plan = prepare(config(blocks, "all", NETWORK, directions, layers=layers))
+        return expect(plan, "float32").summed["act.5.avg"]
+
+    rows = {"name": "rows", "path": "rows.npz", "weight": "weight", "apply": "pooled"}
+    plain = summed(["5"])
+    assert summed(["5", "2", "1"]) == plain
+    assert summed(["5"], [rows | {"layer": "2"}]) == plain
+    unfolded = summed(["5", "0"])
+    assert unfolded != plain
+    assert summed(["5"], [rows | {"layer": "0"}]) == unfolded == summed(["5", "0", "2"])
+    assert len({plain, unfolded, summed(["5", "3"]), summed(["5", "0", "3"])}) == 4
+
+
+@pytest.mark.parametrize("added", ["0", "2"])
+def test_moments_after_an_added_layer_are_those_of_a_fresh_run(
+    blocks: Path, local_ray: None, added: str, tmp_path: Path
+) -> None:
+    def totals(out: Path, layers: list[str]) -> tuple[Any, int]:
+        execute(config(blocks, "all", NETWORK, layers=layers), out, STAGES[:4])
+        run = Run.open(out)
+        names = run.folder.read_arrays(run.parts("moments/label")[0])["files"]
+        moments = [read_moments(run.folder, f"moments/label/{name}") for name in names]
+        return [fields(one) for one in moments], run.ledger()["stages"]["moments"]["blocks"]
+
+    alone, _ = totals(tmp_path / "run", ["5"])
+    grown, blocks_summed = totals(tmp_path / "run", ["5", added])
+    fresh, all_blocks = totals(tmp_path / "fresh", ["5", added])
+    assert grown == fresh
+    of_layer = [one for one in alone if one in fresh]
+    if added == "0":  # the convolution is not folded any more: the last layer is rounded otherwise
+        assert len(of_layer) < len(alone)
+        assert blocks_summed * 3 == all_blocks * 2
+    else:
+        assert len(of_layer) == len(alone)
+        assert blocks_summed * 3 == all_blocks
