@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from actors.undecoded import Undecoded, undecoded
-from actors.views import View
+from actors.views import MAX_RATIO, View, lacks_memory
 from core.errors import UnreadableImage
 
 MAX_PIXELS = 178_956_970
@@ -58,8 +58,8 @@ def decode(data: bytes) -> Image.Image:
         An image in mode RGB.
 
     Raises:
-        UnreadableImage: "empty file", "not an image", "truncated", "damaged", "too many pixels" or
-            "unsupported pixel format MODE".
+        UnreadableImage: "empty file", "not an image", "truncated", "damaged", "too many pixels", "too
+            elongated" or "unsupported pixel format MODE".
     """
     if not data:
         raise UnreadableImage("empty file")
@@ -69,6 +69,8 @@ def decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage("too many pixels")
+            if max(image.size) > MAX_RATIO * min(image.size):
+                raise UnreadableImage("too elongated")
             _load(image)
             turn = _turn(image)
             upright = _to_rgb(image)
@@ -89,16 +91,27 @@ def decode(data: bytes) -> Image.Image:
 class Decoder:
     """Fetches and decodes images, and lays each out once for every view."""
 
-    def __init__(self, views: Mapping[str, View], fetch: Callable[[dict[str, Any]], bytes]) -> None:
+    def __init__(
+        self,
+        views: Mapping[str, View],
+        fetch: Callable[[dict[str, Any]], bytes],
+        deciding: Mapping[str, View] | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
-            views: What the models of the run see of an image, by `View.key`.
+            views: What models see of an image, by `View.key`.
             fetch: Gives the bytes of the image that a row stands for; an OSError means that they
                 cannot be had.
+            deciding: Views that nobody asks for now and that may refuse an image as well, by key.
         """
         self.views = dict(views)
         self.fetch = fetch
+        self.deciding = [v for key, v in (deciding or {}).items() if key not in self.views]
+        self._plain = [v for v in (*self.views.values(), *self.deciding) if v.plain]
+        #: What is made of an image by Pillow even where a device decodes it too.
+        self._others = {key: view for key, view in self.views.items() if not view.plain}
+        self._decides = [view for view in self.deciding if not view.plain]
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[tuple[str | None, Views]]:
         """Decode the images of some rows.
@@ -106,35 +119,53 @@ class Decoder:
         Returns:
             For each row, in order, a reason and no arrays, or None and an array for every view.
         """
-        return [self._one(row, self._decoded) for row in rows]
+        return [self._one(row, self._decoded, {}) for row in rows]
 
-    def or_left(self, rows: Sequence[dict[str, Any]]) -> list[tuple[str | None, Views | Undecoded]]:
+    def or_left(
+        self, rows: Sequence[dict[str, Any]]
+    ) -> list[tuple[str | None, tuple[Undecoded | None, Views]]]:
         """The same, but files that a device decodes as Pillow would are left as they are.
 
+        Which views a device makes depends on each view alone: those that are plain. What is made of an
+        image for one model is therefore the same whatever others look at it.
+
         Returns:
-            For each row, in order, a reason and no arrays, or None and an array for every view, or None
-            and the file.
+            For each row, in order, a reason, no file and no arrays; or None, the file if it is left, and
+            an array for every view that is not plain, where the file is not left for all views.
         """
-        return [self._one(row, self._left_or_decoded) for row in rows]
+        return [self._one(row, self._left_or_decoded, (None, {})) for row in rows]
 
     def _decoded(self, data: bytes) -> Views:
-        image = decode(data)
-        return {key: view.apply(image) for key, view in self.views.items()}
+        return self._laid_out(data, self.views, self.deciding)
 
-    def _left_or_decoded(self, data: bytes) -> Views | Undecoded:
-        return undecoded(data, self.views.values(), MAX_PIXELS) or self._decoded(data)
+    def _left_or_decoded(self, data: bytes) -> tuple[Undecoded | None, Views]:
+        left = undecoded(data, self._plain, MAX_PIXELS)
+        if left is None:
+            return None, self._decoded(data)
+        if not self._others and not self._decides:
+            return left, {}
+        return left, self._laid_out(data, self._others, self._decides)
+
+    @staticmethod
+    def _laid_out(data: bytes, views: Mapping[str, View], deciding: Sequence[View]) -> Views:
+        image = decode(data)
+        for view in deciding:
+            view.check(image)
+        return {key: view.apply(image) for key, view in views.items()}
 
     def _one(
-        self, row: dict[str, Any], make: Callable[[bytes], _Made]
-    ) -> tuple[str | None, _Made | Views]:
+        self, row: dict[str, Any], make: Callable[[bytes], _Made], nothing: _Made
+    ) -> tuple[str | None, _Made]:
         try:
             data = self.fetch(row)
         except OSError as error:
-            return f"cannot be read: {_why(error)}", {}
+            if lacks_memory(error):
+                raise MemoryError(str(error)) from error
+            return f"cannot be read: {_why(error)}", nothing
         try:
             return None, make(data)
         except UnreadableImage as error:
-            return error.reason, {}
+            return error.reason, nothing
 
 
 def _why(error: OSError) -> str:

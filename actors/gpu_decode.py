@@ -46,9 +46,12 @@ class DeviceDecoder:
         """
         self.views = dict(views)
         self.device = torch.device(device)
+        self.decoded = 0
+        """Files that the device's decoder has decoded so far, and not Pillow."""
 
     def __call__(self, files: Sequence[Undecoded]) -> list[tuple[str | None, DeviceViews]]:
-        """Decode some files; one that the device's decoder refuses is decoded by Pillow.
+        """Decode some files; one that the device's decoder refuses is decoded by Pillow, as is what a
+        device cannot lay out.
 
         Returns:
             For each file, in order, a reason and no views, or None and a tensor on the device for
@@ -64,19 +67,26 @@ class DeviceDecoder:
     def _one(
         self, file: Undecoded, image: UInt8[Tensor, "3 height width"] | None
     ) -> tuple[str | None, DeviceViews]:
+        made: DeviceViews = {}
         if image is not None and image.shape == (3, file.height, file.width):
-            try:
-                return None, {key: lay_out(image, view) for key, view in self.views.items()}
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError:  # a GPU cannot shrink a side to less than about a hundredth
-                pass
+            self.decoded += 1
+            for key, view in self.views.items():
+                try:
+                    made[key] = lay_out(image, view)
+                except torch.cuda.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # a GPU cannot shrink a side to less than about a hundredth
+                    continue
+            if len(made) == len(self.views):
+                return None, made
+        # Each view by itself: what one model sees must not depend on what others look at.
         try:
             pixels = decode(file.data)
-            arrays = {key: view.apply(pixels) for key, view in self.views.items()}
+            for key in self.views.keys() - made.keys():
+                made[key] = torch.tensor(self.views[key].apply(pixels), device=self.device)
         except UnreadableImage as error:
             return error.reason, {}
-        return None, {key: torch.tensor(a, device=self.device) for key, a in arrays.items()}
+        return None, made
 
 
 def decode_jpegs(

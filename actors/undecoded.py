@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from actors.views import View
+from actors.views import MAX_RATIO, View
 
 MAX_BYTES = 1 << 20
 """Size of a file beyond which it is decoded before it is sent: the pixels are fewer bytes then."""
@@ -36,8 +36,8 @@ def undecoded(data: bytes, views: Collection[View], max_pixels: int) -> Undecode
     """A file as a device may decode it; None for one that must be left to Pillow.
 
     It may be decoded there where it is a JPEG that ends with its last marker (zeros after it are taken
-    off), is grey or in the usual colours, is upright, is no larger than allowed, and has a size that every
-    view takes; and where every view only resizes and crops (`View.plain`).
+    off), is grey or in the usual colours, is upright, is neither larger nor more elongated than allowed, and
+    has a size that every view takes; and where every view only resizes and crops (`View.plain`).
 
     Args:
         data: The whole file.
@@ -58,6 +58,8 @@ def undecoded(data: bytes, views: Collection[View], max_pixels: int) -> Undecode
             return None
     width, height = image.size
     if not upright or not _usual(image) or not 0 < width * height <= max_pixels:
+        return None
+    if max(image.size) > MAX_RATIO * min(image.size):
         return None
     if not all(view.plain and view.takes((width, height)) for view in views):
         return None

@@ -9,7 +9,8 @@ parts; what is here does without PyTorch, so that the processes that decode star
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,13 @@ Step = Callable[[Any], Any]
 PLAIN_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 """Filters that PyTorch has too, by their names there."""
 
-_MAX_RESIZED = 1 << 26
-"""Pixels that an intermediate image may have: keeps a very long strip from filling the memory."""
+MAX_RATIO = 256
+"""Longer over shorter side beyond which an image is refused, whatever the models: resizing so long a strip
+would fill the memory."""
+
+_MAX_RESIZED = 1 << 27
+"""Pixels that an intermediate image may have: more than any image that is not refused gives where its shorter
+side becomes 724 or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +104,41 @@ class View:
         return self.key.startswith("whole:")
 
     @property
+    def sized(self) -> bool:
+        """Whether it only resizes and crops, so that an image's size alone says whether it is refused."""
+        return not self.whole and all(isinstance(step, Resize | CenterCrop) for step in self.steps)
+
+    @property
     def plain(self) -> bool:
         """Whether it only resizes, bilinearly or bicubically, and crops: what a device does too."""
-        return not self.whole and all(
-            isinstance(step, CenterCrop)
-            or (isinstance(step, Resize) and step.resample in PLAIN_FILTERS)
-            for step in self.steps
+        return self.sized and all(
+            step.resample in PLAIN_FILTERS for step in self.steps if isinstance(step, Resize)
         )
 
     def takes(self, size: tuple[int, int]) -> bool:
         """Whether a plain view takes images of this width and height; others are refused by `apply`."""
         try:
-            for step in self.steps:
-                assert isinstance(step, Resize | CenterCrop)
-                size = step.output_size(size)
+            return self._laid_out(size) == self.shape
         except UnreadableImage:
             return False
-        return (size[1], size[0], 3) == self.shape
+
+    def _laid_out(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Shape that a sized view gives images of some width and height."""
+        for step in self.steps:
+            assert isinstance(step, Resize | CenterCrop)
+            size = step.output_size(size)
+        return size[1], size[0], 3
+
+    def check(self, image: Image.Image) -> None:
+        """Refuse an image that `apply` refuses, without pixels where its size says so.
+
+        Raises:
+            UnreadableImage: As `apply` does.
+        """
+        if not self.sized:
+            self.apply(image)
+        elif (shape := self._laid_out(image.size)) != self.shape:
+            raise UnreadableImage(f"preprocessing gave {shape}, expected {self.shape}")
 
     def apply(self, image: Image.Image) -> Shaped[np.ndarray, "a b c"]:
         """Lay out one image.
@@ -128,6 +152,7 @@ class View:
         Raises:
             UnreadableImage: The image is so elongated that resizing it would fill the memory, or
                 the model's own preprocessing fails on it.
+            MemoryError: There was too little memory, which says nothing of the image.
         """
         result: Any = image
         step: Any
@@ -137,6 +162,8 @@ class View:
             except UnreadableImage:
                 raise
             except Exception as error:
+                if lacks_memory(error):
+                    raise MemoryError(str(error)) from error
                 raise UnreadableImage(f"preprocessing failed: {type(error).__name__}") from error
         array = np.asarray(result, dtype=np.float32 if self.whole else np.uint8)
         if array.shape != self.shape:
@@ -177,6 +204,36 @@ class Preprocess:
             return images
         images.sub_(_channels(self.mean, batch.device))
         return images.div_(_channels(self.std, batch.device))
+
+
+def refusals(views: Iterable[View]) -> list[str]:
+    """What of some views can refuse an image that others would take, in words, sorted.
+
+    Where these words are equal, the same images can be used. Of models as libraries describe them there
+    are usually none: all take every image that is no more elongated than `MAX_RATIO`.
+    """
+    views = list(views)
+    found = {view.key for view in views if not view.sized}
+    sides = [
+        step.size
+        for view in views
+        for step in view.steps
+        if view.sized and isinstance(step, Resize) and isinstance(step.size, int)
+    ]
+    largest = max(sides, default=0)
+    if largest * largest * MAX_RATIO > _MAX_RESIZED:
+        found.add(f"resize({largest})")
+    return sorted(found)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there was too little memory, in any library's words."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
 
 
 def _before(there: int, wanted: int) -> int:

@@ -42,8 +42,8 @@ class RecordingsConfig(Strict):
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where JPEG files are decoded: by tasks on processors, or by recording actors on their GPUs, where
     processors are too few for a fast GPU. Pixels then differ a little. Files of other kinds, turned or
-    damaged ones, those beyond 1 MiB, and all files where preprocessing is not just resizing and
-    cropping, are decoded on processors all the same."""
+    damaged ones, those beyond 1 MiB, and all files for models whose preprocessing is not just resizing
+    and cropping, are decoded on processors all the same."""
     max_quarantined: Fraction = 0.05
     """Stop (exit code 4) when more than this share of the images cannot be used."""
     keep: Literal["all", "test"] = "all"

@@ -28,16 +28,26 @@ PADDING = -1
 #: Columns of the files that travel as they are, by the names of `Undecoded`; null in other rows.
 FILE = {"data": pa.large_binary(), "width": pa.int32(), "height": pa.int32()}
 
+#: Figures of how many images a device has decoded, and how many Pillow.
+ON_DEVICE, ON_CPUS = "decoded_on_device", "decoded_on_cpus"
+
 
 class DecodeShard:
     """Maps a block of index rows to the same rows with a reason and a column for every view.
 
-    With `leave` files that a device can decode are in the columns `FILE`, and their views are empty.
+    With `leave` files that a device can decode are in the columns `FILE`, and those of their views that it
+    makes, the plain ones, are empty. Views that are `deciding` may refuse an image too, and have no column.
     """
 
-    def __init__(self, views: Mapping[str, View], leave: bool = False) -> None:
+    def __init__(
+        self,
+        views: Mapping[str, View],
+        leave: bool = False,
+        deciding: Mapping[str, View] | None = None,
+    ) -> None:
         self.views = dict(views)
-        self.leave = leave and all(view.plain for view in views.values())
+        self.deciding = dict(deciding or {})
+        self.leave = leave and any(v.plain for v in (self.views or self.deciding).values())
         self.__name__ = "decode"
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -48,7 +58,7 @@ class DecodeShard:
         if self.leave:
             return self._left(block, rows, real)
         with closing(ParquetRows()) as opened:
-            decoded = iter(Decoder(self.views, partial(fetch, rows=opened))(real))
+            decoded = iter(self._decoder(opened)(real))
         arrays = {
             key: np.zeros((len(rows), *view.shape), np.float32 if view.whole else np.uint8)
             for key, view in self.views.items()
@@ -61,25 +71,28 @@ class DecodeShard:
                 arrays[key][position] = array
         return _with(block, reasons, [binary_column(array) for array in arrays.values()])
 
+    def _decoder(self, opened: ParquetRows) -> Decoder:
+        return Decoder(self.views, partial(fetch, rows=opened), self.deciding)
+
     def _left(
         self, block: pa.Table, rows: list[dict[str, Any]], real: list[dict[str, Any]]
     ) -> pa.Table:
         """The same with files where a device decodes them, and arrays where it does not."""
         with closing(ParquetRows()) as opened:
-            given = iter(Decoder(self.views, partial(fetch, rows=opened)).or_left(real))
+            given = iter(self._decoder(opened).or_left(real))
         reasons: list[str | None] = []
         files: list[Undecoded | None] = []
-        there: list[int] = []
+        there: dict[str, list[int]] = {key: [] for key in self.views}
         arrays: dict[str, list[np.ndarray]] = {key: [] for key in self.views}
         for position, row in enumerate(rows):
-            reason, made = ("padding", {}) if row["shard"] == PADDING else next(given)
+            skipped = row["shard"] == PADDING
+            reason, (file, made) = ("padding", (None, {})) if skipped else next(given)
             reasons.append(reason)
-            files.append(made if isinstance(made, Undecoded) else None)
-            if isinstance(made, dict) and reason is None:
-                there.append(position)
-                for key, array in made.items():
-                    arrays[key].append(array)
-        views = [sparse_column(some, there, len(rows)) for some in arrays.values()]
+            files.append(file)
+            for key, array in made.items():
+                there[key].append(position)
+                arrays[key].append(array)
+        views = [sparse_column(arrays[key], there[key], len(rows)) for key in self.views]
         block = _with(block, reasons, views)
         for name, kind in FILE.items():
             values = [None if file is None else getattr(file, name) for file in files]

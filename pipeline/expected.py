@@ -7,15 +7,16 @@ costs its shard and another simulator its own pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from actors.views import View, refusals
 from pipeline.ablation_config import PREDICTED
 from pipeline.columns import activation_column
 from pipeline.concept_lists import provenance
 from pipeline.explainers import ExplainerPlan
 from pipeline.fingerprints import fingerprint, fingerprint_file
-from pipeline.plan import ClipPlan, Plan, Shard
+from pipeline.plan import ClipPlan, Plan, Shard, TargetPlan
 from pipeline.rundir import part_name
 
 IMAGES, QUARANTINE, ACTIVATIONS = "images", "quarantine", "activations"
@@ -32,6 +33,7 @@ STAGES = ("record", "concepts", "sharpen", "moments", "fit", "simulate", "ablate
 #: Raised when the same sources and settings would give other results.
 SHARPNESS_VERSION, MOMENTS_VERSION, FIT_VERSION, SCORE_VERSION, PAGE_VERSION = 3, 4, 4, 4, 6
 ABLATION_VERSION, BASELINE_VERSION, CALIBRATION_VERSION, SIGMOID_VERSION = 1, 2, 1, 2
+USED_VERSION = 2
 
 
 def embeddings_table(name: str) -> str:
@@ -91,47 +93,55 @@ class Expected:
     summed: dict[str, str]
     """What the sums of moments depend on beside images and concepts: for each column of activations,
     and for each explainer."""
+    views: dict[str, View]
+    """How all models of the run look at images, by key: these decide which images can be used."""
 
     def of_stage(self, stage: str) -> dict[str, str]:
         """Fingerprints of the tables that a stage makes."""
         return {name: made for name, made in self.tables.items() if made_by(name) == stage}
 
 
-def expect(plan: Plan, dtype: str) -> Expected:
+def views_of(plan: Plan) -> dict[str, View]:
+    """How all models of a plan look at images, by key."""
+    preprocessings = [plan.target.preprocess, *(clip.preprocess for clip in plan.clips.values())]
+    return {preprocess.view.key: preprocess.view for preprocess in preprocessings}
+
+
+def expect(plan: Plan, dtype: str, views: Mapping[str, View] | None = None) -> Expected:
     """What every table would be made from.
 
     Args:
         plan: The run's plan.
         dtype: Number format that models run in, `auto` resolved.
+        views: Views that decide which images can be used, by key; None for those of the plan's models.
     """
-    if plan.config.recordings.compile:
-        dtype = f"{dtype}, compiled"
-    if plan.config.recordings.decode == "gpu":
-        dtype = f"{dtype}, decoded on GPUs"
+    views = views_of(plan) if views is None else dict(views)
+    # Which images there are rows of is decided by all models together, as far as they can refuse any.
+    used = _used(views)
     shards = plan.shards
     keeps = [_kept(plan, shard) for shard in shards]
     directed = [
         [name, d.settings.layer, d.fingerprint] for name, d in plan.target.directions.items()
     ]
     layers = {name: list(poolings) for name, poolings in plan.target.layers.items()}
+    network = (plan.target.fingerprint, _passes(plan, plan.target, dtype))
     made = {
-        QUARANTINE: [fingerprint(QUARANTINE, s.pixels) for s in shards],
-        IMAGES: _images(plan),
+        QUARANTINE: [fingerprint(QUARANTINE, s.pixels, used) for s in shards],
+        IMAGES: _images(plan, used),
         ACTIVATIONS: [
-            fingerprint(
-                ACTIVATIONS, s.pixels, plan.target.fingerprint, layers, dtype, *kept, *directed
-            )
+            fingerprint(ACTIVATIONS, s.pixels, used, *network, layers, *kept, *directed)
             for s, kept in zip(shards, keeps, strict=True)
         ],
     }
     for name, clip in plan.clips.items():
+        encoder = (clip.fingerprint, _passes(plan, clip, dtype))
         made[embeddings_table(name)] = [
-            fingerprint("embeddings", s.pixels, clip.fingerprint, dtype, *kept)
+            fingerprint("embeddings", s.pixels, used, *encoder, *kept)
             for s, kept in zip(shards, keeps, strict=True)
         ]
     if plan.config.ablation is not None:
         made[LOGITS] = [
-            fingerprint(LOGITS, s.pixels, plan.target.fingerprint, _held_out(plan, s))
+            fingerprint(LOGITS, s.pixels, used, plan.target.fingerprint, _held_out(plan, s))
             for s in shards
         ]
     calibrations = {name: _calibration(clip, made) for name, clip in plan.clips.items()}
@@ -139,7 +149,10 @@ def expect(plan: Plan, dtype: str) -> Expected:
         made[scores_table(explainer.name)] = _concept_scores(plan, explainer, made, calibrations)
     tables = {name: fingerprint(name, parts) for name, parts in made.items()}
     scored = [[e.name, tables[scores_table(e.name)]] for e in plan.explainers]
-    tables[CONCEPTS] = fingerprint(CONCEPTS, tables[IMAGES], scored)
+    seed = plan.config.images.split.seed
+    # With keep 'test' active concepts are judged on a sample of the images, which the seed draws.
+    sampled = [] if plan.config.recordings.keep == "all" else [seed]
+    tables[CONCEPTS] = fingerprint(CONCEPTS, tables[IMAGES], scored, *sampled)
     lists = [[e.name, provenance(e.lists)] for e in plan.explainers if e.lists]
     if lists:
         tables[CONCEPT_LISTS] = fingerprint(CONCEPT_LISTS, lists)
@@ -147,7 +160,6 @@ def expect(plan: Plan, dtype: str) -> Expected:
     if measured:
         tables[CALIBRATION] = fingerprint(CALIBRATION, measured)
     fit = plan.config.fit.resolved
-    seed = plan.config.images.split.seed
     sources = (tables[IMAGES], tables[ACTIVATIONS])
     sharpness = (SHARPNESS_VERSION, fit.model_dump()["sharpness"], seed)
     tables[SHARPNESS] = fingerprint(SHARPNESS, *sources, tables[CONCEPTS], *sharpness)
@@ -192,7 +204,24 @@ def expect(plan: Plan, dtype: str) -> Expected:
         name: [part_name(places[name], n, part) for n, part in enumerate(made[name])]
         for name in made
     }
-    return Expected(tables, parts, places, _summed(plan, dtype, calibrations))
+    return Expected(tables, parts, places, _summed(plan, dtype, calibrations, used), views)
+
+
+def _used(views: Mapping[str, View]) -> list[object]:
+    """What decides which images can be used, beside the images themselves.
+
+    Of the models' preprocessing that is only what can refuse an image that decodes, which no usual one does.
+    """
+    return [USED_VERSION, *refusals(views.values())]
+
+
+def _passes(plan: Plan, model: TargetPlan | ClipPlan, dtype: str) -> str:
+    """How a model's passes are made: number format, compiled or not, who decodes what it looks at."""
+    if plan.config.recordings.compile:
+        dtype = f"{dtype}, compiled"
+    if plan.config.recordings.decode == "gpu" and model.preprocess.view.plain:
+        dtype = f"{dtype}, decoded on GPUs"
+    return dtype
 
 
 def _place(store: str | None, table: str, first: str) -> str:
@@ -204,14 +233,14 @@ def _place(store: str | None, table: str, first: str) -> str:
 
 
 def image_parts(plan: Plan) -> list[str]:
-    """Names of the parts of the images table, which depend on no model."""
-    made = _images(plan)
+    """Names of the parts of the images table, which depend on no number format."""
+    made = _images(plan, _used(views_of(plan)))
     place = _place(plan.config.store, IMAGES, made[0])
     return [part_name(place, number, part) for number, part in enumerate(made)]
 
 
-def _images(plan: Plan) -> list[str]:
-    return [fingerprint(IMAGES, shard.rows) for shard in plan.shards]
+def _images(plan: Plan, used: list[object]) -> list[str]:
+    return [fingerprint(IMAGES, shard.rows, used) for shard in plan.shards]
 
 
 def _ablations(
@@ -241,7 +270,9 @@ def _held_out(plan: Plan, shard: Shard) -> list[list[int]]:
     return [[row for row, one in enumerate(splits) if one == split] for split in ("val", "test")]
 
 
-def _summed(plan: Plan, dtype: str, calibrations: dict[str, list[float | str]]) -> dict[str, str]:
+def _summed(
+    plan: Plan, dtype: str, calibrations: dict[str, list[float | str]], used: list[object]
+) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
     summed = {}
@@ -249,14 +280,16 @@ def _summed(plan: Plan, dtype: str, calibrations: dict[str, list[float | str]]) 
         directed = target.directions.get(layer)
         source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
         for pooling in poolings:
-            made = fingerprint(target.fingerprint, dtype, *source, pooling, target.unfolded)
+            passes = _passes(plan, target, dtype)
+            made = fingerprint(target.fingerprint, passes, *source, pooling, target.unfolded)
             summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
         facts: list[object] = [explainer.kind]
         if clip := plan.clips.get(explainer.name):
-            facts = [clip.fingerprint, *calibrations[explainer.name], dtype]
-        summed[explainer.name] = fingerprint("moments", MOMENTS_VERSION, *cut, *facts)
+            passes = _passes(plan, clip, dtype)
+            facts = [clip.text_fingerprint, *calibrations[explainer.name], passes]
+        summed[explainer.name] = fingerprint("moments", MOMENTS_VERSION, used, *cut, *facts)
     return summed
 
 

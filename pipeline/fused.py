@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow.compute as pc
 import ray
 
+from actors.views import View
 from core.errors import ConfigError, StoppedEarly
 from pipeline.concepts import embed_texts
-from pipeline.decoding import DecodeShard
+from pipeline.decoding import ON_CPUS, ON_DEVICE, DecodeShard
 from pipeline.engine import Workers, ready, remote_task
 from pipeline.expected import (
     ACTIVATIONS,
@@ -90,10 +91,11 @@ def take_moments(
         else:
             positions = pilot.positions(explainer, plan.config.fit.resolved.max_concepts)
         layout = layout_of(run, plan, expected, explainer, positions)
+        # Files of two tables lie in one folder until the moments stage drops those that are stale.
+        run.withdraw(tables[explainer.name])
         run.folder.write_arrays(contents, **layout.arrays())
         fetch_moments(run, layout)
         if lacking := layout.lacking(run):
-            run.withdraw(tables[explainer.name])
             sought.append(_sought(run, plan, explainer, positions))
             stretches.append(lacking)
             there |= layout.summed(run)
@@ -108,6 +110,9 @@ def take_moments(
             recording.carry_out(bad, facts)
         finally:
             run.folder.write_table("quarantine.parquet", read_quarantine(run, expected))
+    for key in (ON_DEVICE, ON_CPUS):
+        if key in pilot.facts:
+            facts[key] = facts.get(key, 0) + pilot.facts[key]
     pilot.discard()
 
 
@@ -188,7 +193,8 @@ class _Recording:
         )
         shards = divided(plan, expected.parts[IMAGES])
         self.for_actor = (run.folder, *models, *settings, shards, list(sought), *known)
-        self.decode = _decoder(self.models, plan.config.recordings.shard_size)
+        deciding = expected.views if self.lacked else {}
+        self.decode = _decoder(self.models, plan.config.recordings.shard_size, deciding)
         self.ahead = _blocks_ahead(self.models, plan.config.recordings.shard_size, workers)
 
     def carry_out(self, bad: int, facts: dict[str, Any]) -> None:
@@ -302,9 +308,9 @@ def _sought(run: Run, plan: Plan, explainer: ExplainerPlan, positions: np.ndarra
     return Sought(explainer.name, table, texts, clip.slope, clip.shift, positions)
 
 
-def _decoder(models: Models, size: int) -> Any:
+def _decoder(models: Models, size: int, deciding: Mapping[str, View]) -> Any:
     """The task that decodes a block."""
-    decode = DecodeShard(models.views, models.undecoded)
+    decode = DecodeShard(models.views, models.undecoded, deciding)
 
     def decode_shard(block: Any) -> Any:
         return decode(block)

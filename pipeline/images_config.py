@@ -23,7 +23,8 @@ class SplitConfig(Strict):
     seed: int = 0
     """Another seed gives another split."""
     column: str | None = None
-    """Column (manifest, parquet) that holds train, val or test; the other keys are then not used."""
+    """Column (manifest, parquet) that holds train, val or test; the shares are then not used. The `seed`
+    still draws folds and samples."""
 
     @model_validator(mode="after")
     def _fractions_sum_to_one(self) -> SplitConfig:

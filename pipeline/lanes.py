@@ -156,7 +156,7 @@ class RecordLane(RecordShard):
         needed = [ACTIVATIONS, *dict.fromkeys(one.table for one in self.sought if one.table)]
         known = _Read(self.folder, shard, needed)
         block = self._nothing() if block is None else block
-        block, decoded = self.files_decoded(block)
+        block, decoded, places = self.files_decoded(block)
         images, bad, written = self.usable(shard.number, block, parts[QUARANTINE], known.among)
         test = images["split"].to_numpy() == "test"
         views = self.pixels(images, decoded)
@@ -198,6 +198,7 @@ class RecordLane(RecordShard):
             "infer_seconds": recorded - begun - write,
             "write_seconds": write,
             "sum_seconds": time.perf_counter() - recorded,
+            **places,
         }
 
     def _nothing(self) -> pa.Table:

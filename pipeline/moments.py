@@ -34,7 +34,7 @@ from pipeline.moment_files import (
 )
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.rundir import Run
+from pipeline.rundir import Run, part_name
 from pipeline.running_totals import RunningTotals
 from pipeline.scores import (
     ScoreSource,
@@ -277,8 +277,9 @@ class StoredMoments:
     def __init__(self, run: Run, plan: Plan, explainer: ExplainerPlan) -> None:
         self._folder = run.folder
         self.sharpness = read_sharpness(run, explainer.name)
-        path = run.entry(moments_table(explainer.name)).path
-        contents = run.folder.read_arrays(run.parts(moments_table(explainer.name))[0])
+        entry = run.entry(moments_table(explainer.name))
+        path = entry.path
+        contents = run.folder.read_arrays(part_name(path, 0, entry.fingerprint, "npz"))
         blocks = blocks_of(plan, shards_of(run, plan), self.sharpness)
         files = [f"{path}/{file}" for file in contents["files"]]
         self._files = list(zip(blocks, files, strict=True))

@@ -38,6 +38,7 @@ from pipeline.expected import (
     expect,
     scores_table,
     table_path,
+    views_of,
 )
 from pipeline.explainers import ExplainerPlan
 from pipeline.images_table import missing_parts
@@ -74,6 +75,8 @@ class Pilot:
         self._workers, self._dtype = workers, dtype
         self.run = Run(run.folder.path(FOLDER), run.store)
         self._recorded: tuple[Plan, Expected] | None = None
+        self.facts: dict[str, Any] = {"rows": 0, "bytes": 0}
+        """What recording it has cost in this start."""
 
     @cached_property
     def _sample(self) -> _Sample:
@@ -115,13 +118,16 @@ class Pilot:
         """Record and score the sample, as far as that is not done."""
         if self._recorded is None:
             own = self._sample.plan
-            expected = expect(own, self._dtype)
-            facts: dict[str, Any] = {"rows": 0, "bytes": 0}
-            record_tables(self.run, own, expected, self._workers, self._dtype, facts, "pilot")
+            expected = self._expected(own)
+            record_tables(self.run, own, expected, self._workers, self._dtype, self.facts, "pilot")
             self._share_texts(own.explainers)
-            score_tables(self.run, own, expected, facts)
+            score_tables(self.run, own, expected, self.facts)
             self._recorded = own, expected
         return self._recorded
+
+    def _expected(self, own: Plan) -> Expected:
+        """What the sample's tables are made from; simulators decide too which images can be used."""
+        return expect(own, self._dtype, views_of(self._whole_plan))
 
     def taken(self, tables: Collection[str]) -> dict[int, Taken]:
         """By number of a shard of the run: what is there of it in all of some tables.
@@ -131,7 +137,7 @@ class Pilot:
         if not _reused(self._whole_plan):
             return {}
         sample = self._sample
-        expected = self._recorded[1] if self._recorded else expect(sample.plan, self._dtype)
+        expected = self._recorded[1] if self._recorded else self._expected(sample.plan)
         wanted = [QUARANTINE, *tables]
         lacking = {n for table in wanted for n in missing_parts(self.run, table, expected)}
         found = {}

@@ -23,7 +23,7 @@ from actors.staging import Ahead
 from actors.undecoded import Undecoded
 from core.errors import RecordingError
 from pipeline.columns import activation_column, array_of, vectors
-from pipeline.decoding import FILE, PADDING
+from pipeline.decoding import FILE, ON_CPUS, ON_DEVICE, PADDING
 from pipeline.engine import Workers
 from pipeline.expected import ACTIVATIONS, QUARANTINE
 from pipeline.loading import clip_part, target_part
@@ -97,7 +97,7 @@ class RecordShard:
             )
         parts: dict[str, str] = json.loads(block["parts"][0].as_py())
         with self._computing:
-            block, decoded = self.files_decoded(block)
+            block, decoded, places = self.files_decoded(block)
         images, bad, written = self.usable(numbers[0], block, parts[QUARANTINE])
         if self.keep != "all":
             images = images.filter(pc.equal(images["split"], self.keep))
@@ -121,6 +121,7 @@ class RecordShard:
                 "bytes": [written],
                 "infer_seconds": [infer],
                 "write_seconds": [write],
+                **{place: [count] for place, count in places.items()},
             }
         )
 
@@ -128,21 +129,22 @@ class RecordShard:
         """What each model looks at, by view, of some images.
 
         Args:
-            images: Of a block; those that were decoded before are arrays, and stay so where all are.
-            decoded: By image, those that were decoded on the device.
+            images: Of a block; what was decoded before are arrays, and stay so where all of a view are.
+            decoded: By image, what was decoded on the device.
         """
         arrived = {
             key: array_of(images[f"view{number}"], view)
             for number, (key, view) in enumerate(self.views.items())
         }
         image_ids = images["image_id"].to_pylist()
+        found: dict[str, Images] = dict(arrived)
         if decoded.keys().isdisjoint(image_ids):
-            return dict(arrived)
-        found: dict[str, Images] = {}
+            return found
         for key, arrays in arrived.items():
-            others = iter(torch.tensor(arrays, device=self.device))
-            rows = [decoded[i][key] if i in decoded else next(others) for i in image_ids]
-            found[key] = torch.stack(rows)
+            if self.views[key].plain:
+                others = iter(torch.tensor(arrays, device=self.device))
+                rows = [decoded[i][key] if i in decoded else next(others) for i in image_ids]
+                found[key] = torch.stack(rows)
         return found
 
     def write(
@@ -185,19 +187,23 @@ class RecordShard:
         used = pc.invert(pc.is_in(block["image_id"], value_set=known))
         return block.filter(used), len(known), 0
 
-    def files_decoded(self, block: pa.Table) -> tuple[pa.Table, dict[str, DeviceViews]]:
+    def files_decoded(
+        self, block: pa.Table
+    ) -> tuple[pa.Table, dict[str, DeviceViews], dict[str, int]]:
         """Decode what came undecoded.
 
         Returns:
-            The block with a reason for each file that cannot be used, and by image, on the device, what
-            the others look like to each model.
+            The block with a reason for each file that cannot be used; by image, on the device, what
+            the others look like to each model whose view is plain; and how many images the device has
+            decoded and how many Pillow, no figures where none come undecoded.
         """
         if not set(FILE) <= set(block.column_names):
-            return block, {}
+            return block, {}, {}
         places = np.flatnonzero(pc.is_valid(block["data"]).to_numpy())
         files = block.select(list(FILE)).take(pa.array(places)).to_pylist()
         image_ids, reasons = block["image_id"].to_pylist(), block["reason"].to_pylist()
-        decode = DeviceDecoder(self.views, self.device)
+        plain = {key: view for key, view in self.views.items() if view.plain}
+        decode = DeviceDecoder(plain, self.device)
         found: dict[str, DeviceViews] = {}
         for place, (reason, views) in zip(
             places, decode([Undecoded(**file) for file in files]), strict=True
@@ -207,7 +213,9 @@ class RecordShard:
                 found[image_ids[place]] = views
         block = block.drop_columns(list(FILE))
         number = block.column_names.index("reason")
-        return block.set_column(number, "reason", pa.array(reasons, pa.string())), found
+        block = block.set_column(number, "reason", pa.array(reasons, pa.string()))
+        used = reasons.count(None)
+        return block, found, {ON_DEVICE: decode.decoded, ON_CPUS: max(0, used - decode.decoded)}
 
     def columns(self, table: str, views: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], int]:
         """What one model makes of some images, by column, float16, and how much did not fit."""

@@ -13,6 +13,7 @@ from actors.layer_info import LayerInfo
 from core.errors import ConfigError, close_names
 from pipeline.compare import comparison_lines
 from pipeline.concepts_config import OWN_SCORE
+from pipeline.decoding import ON_CPUS, ON_DEVICE
 from pipeline.expected import ABLATIONS, EXPLANATIONS, SCORES, STAGES
 from pipeline.lock import RunLock
 from pipeline.outcome import Summary, summarise
@@ -150,6 +151,10 @@ def status_lines(run: Run) -> list[str]:
         )
         lines.append(ended + (f": {last['reason'].splitlines()[0]}" if last["reason"] else ""))
     lines.append(f"  {facts['images']:,} images used, {facts['quarantined']:,} quarantined")
+    if (recorded := facts["stages"]["record"]).get(ON_DEVICE) is not None:
+        lines.append(
+            f"  {recorded[ON_DEVICE]:,} images decoded on GPUs, {recorded.get(ON_CPUS, 0):,} on CPUs"
+        )
     if facts["neurons"]:
         lines.append(f"  neurons: {_counts(facts['neurons'])}")
     if facts["quarantined"]:

@@ -24,7 +24,7 @@ from actors.undecoded import MAX_BYTES
 from actors.views import View
 from core.errors import NeuroscribeError, RecordingError, StoppedEarly, ThresholdError
 from pipeline.concepts import kept_images
-from pipeline.decoding import PADDING, DecodeShard
+from pipeline.decoding import ON_CPUS, ON_DEVICE, PADDING, DecodeShard
 from pipeline.engine import Workers, data_context
 from pipeline.expected import (
     ACTIVATIONS,
@@ -39,6 +39,7 @@ from pipeline.progress import Progress
 from pipeline.rundir import Run
 from pipeline.shards import RecordShard
 from pipeline.sources import count_splits
+from pipeline.store import keep_place
 
 #: Shards that an actor has under way: a GPU computes one while another is written.
 AT_ONCE = {"cpu": 1, "cuda": 2}
@@ -145,7 +146,7 @@ def _stream(
     stages = (
         _source(plan, pending, parts)
         .map_batches(
-            DecodeShard(models.views, models.undecoded),
+            DecodeShard(models.views, models.undecoded, expected.views if lacked else {}),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
@@ -211,7 +212,7 @@ class Models:
     targets: dict[str, TargetPlan]
     clips: dict[str, ClipPlan]
     undecoded: bool = False
-    """Whether files that a device can decode travel as they are."""
+    """Whether files that a device can decode travel as they are, for the models whose views are plain."""
 
     @property
     def views(self) -> dict[str, View]:
@@ -222,13 +223,19 @@ class Models:
     @property
     def image_bytes(self) -> int:
         """Bytes of an image as it travels, a usual one where it travels undecoded."""
-        decoded = sum(_view_bytes(view) for view in self.views.values())
-        return max(decoded, MAX_BYTES // 4) if self.undecoded else decoded
+        return self._bytes(MAX_BYTES // 4)
 
     @property
     def largest_bytes(self) -> int:
         """Bytes of the largest image that may travel."""
-        return max(self.image_bytes, MAX_BYTES if self.undecoded else 0)
+        return self._bytes(MAX_BYTES)
+
+    def _bytes(self, file: int) -> int:
+        """Bytes of an image, of which a file of some size stands for all plain views or none."""
+        views = self.views.values()
+        plain = sum(_view_bytes(view) for view in views if view.plain)
+        others = sum(_view_bytes(view) for view in views if not view.plain)
+        return others + (max(plain, file) if self.undecoded and (plain or not others) else plain)
 
 
 def models_of(plan: Plan, tables: Collection[str]) -> Models:
@@ -257,6 +264,9 @@ def count(facts: dict[str, Any], row: Mapping[str, Any]) -> None:
     facts["rows"] += row["images"]
     facts["bytes"] += row["bytes"]
     facts["overflowed"] = facts.get("overflowed", 0) + row["overflowed"]
+    for key in (ON_DEVICE, ON_CPUS):
+        if key in row:
+            facts[key] = facts.get(key, 0) + row[key]
     for key in (key for key in row if key.endswith("_seconds")):
         facts[key] = round(facts.get(key, 0.0) + row[key], 3)
 
@@ -315,10 +325,14 @@ def _commit(run: Run, plan: Plan, expected: Expected, bad: pa.Table) -> None:
     """Name the finished tables in the manifest and drop parts that are stale."""
     for table, made in expected.of_stage("record").items():
         names = expected.parts[table]
+        fresh = run.is_fresh(table, made)
+        if not fresh:  # the manifest must not name a table while parts of it go
+            run.withdraw(table)
         run.prune(expected.places[table], names)
-        if run.is_fresh(table, made):
+        if fresh:
             continue
         if table == QUARANTINE:
+            keep_place(run, expected)
             run.write(QUARANTINE, "quarantine.parquet", bad, made)
         else:
             used = plan.index.rows.num_rows - bad.num_rows

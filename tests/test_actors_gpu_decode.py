@@ -257,10 +257,11 @@ def test_a_file_that_a_gpu_may_read_otherwise_stays_on_the_cpu(name: str) -> Non
     decoder = Decoder({PLAIN.key: PLAIN}, lambda _row: data)
     (answer,), (expected,) = decoder.or_left([{}]), decoder([{}])
     assert answer[0] == expected[0]
-    assert isinstance(answer[1], dict)
-    assert answer[1].keys() == expected[1].keys()
+    file, arrays = answer[1]
+    assert file is None
+    assert arrays.keys() == expected[1].keys()
     for key, array in expected[1].items():
-        np.testing.assert_array_equal(answer[1][key], array)
+        np.testing.assert_array_equal(arrays[key], array)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_other_jpeg_files_go_to_the_gpu_without_what_follows_them(data: bytes) -
     assert (file.width, file.height) == PHOTOGRAPH.size
     assert file.data == data.rstrip(b"\0")
     (row,) = Decoder({PLAIN.key: PLAIN}, lambda _row: data).or_left([{}])
-    assert row == (None, file)
+    assert row == (None, (file, {}))
 
 
 def lanczos(size: int) -> View:
@@ -311,9 +312,9 @@ def test_too_many_pixels_are_not_sent_to_a_gpu() -> None:
 def either_way(data: bytes, view: View, device: str) -> tuple[Any, Any]:
     """Reason and pixels of a file by Pillow alone, and by way of a device."""
     decoder = Decoder({view.key: view}, lambda _row: data)
-    (expected,), ((reason, made),) = decoder([{}]), decoder.or_left([{}])
-    if isinstance(made, Undecoded):
-        ((reason, views),) = DeviceDecoder({view.key: view}, device)([made])
+    (expected,), ((reason, (file, made)),) = decoder([{}]), decoder.or_left([{}])
+    if file is not None:
+        ((reason, views),) = DeviceDecoder({view.key: view}, device)([file])
         return expected, (reason, {key: value.cpu().numpy() for key, value in views.items()})
     return expected, (reason, made)
 

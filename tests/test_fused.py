@@ -39,6 +39,7 @@ from pipeline.planning import prepare
 from pipeline.run import execute
 from pipeline.rundir import Run
 from pipeline.scores import explainer_source, read_rows, shards_of
+from pipeline.targets import columns_of
 
 TESTS = Path(__file__).parent
 MODELS = TESTS.parent / "pipeline/demo/models"
@@ -385,6 +386,29 @@ def test_a_stage_that_would_need_images_asks_for_the_record_stage(
     config = parse_config(sections(folder, "test", fit={"folds": 3}), base=TESTS)
     with pytest.raises(ConfigError, match="add --stage record"):
         execute(config, out, ["moments"])
+
+
+def test_moments_are_read_by_their_own_contents_while_those_of_other_settings_are_there(
+    fused: Run, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(fused.folder.url, out)
+    # Other settings of which all sums are there: a stage `record` alone, and back with other lengths.
+    fit = {"folds": 2, "max_length": 4}
+    other = carried_out(folder, out, "test", ["record"], fit=fit | {"max_concepts": 19_999})
+    assert not [table for table in other.tables() if table.startswith("moments/")]
+    back = carried_out(folder, out, "test", TO_SCORES, fit=fit | {"max_length": 3})
+    assert moments(back).keys() == moments(fused).keys()
+    assert max(back.read("paths")["length"].to_pylist()) == 3
+    for explainer in ("cells", "clip"):
+        arrays = fused.folder.read_arrays(fused.parts(f"moments/{explainer}")[0])
+        first = f"moments/{explainer}/part-000000-{0:012d}.npz"
+        back.folder.write_arrays(first, **(arrays | {"files": arrays["files"][:-1]}))
+    plan = prepare(parse_config(sections(folder, "test"), base=TESTS))
+    for explainer in plan.explainers:
+        stored = pipeline.moments.StoredMoments(back, plan, explainer)
+        (column,) = columns_of(plan)
+        assert set(stored.cross(column)) == set(shards_of(back, plan).subsets)
 
 
 def test_sums_beyond_memory_are_refused_before_work(folder: Path, bad: str) -> None:

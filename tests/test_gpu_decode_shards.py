@@ -21,7 +21,7 @@ from core.errors import ConfigError
 from pipeline import planted, stream
 from pipeline.columns import array_of, matrix, sparse_column
 from pipeline.config import parse_config
-from pipeline.decoding import FILE, DecodeShard
+from pipeline.decoding import FILE, ON_CPUS, ON_DEVICE, DecodeShard
 from pipeline.engine import Workers
 from pipeline.estimate import estimate
 from pipeline.expected import ACTIVATIONS, QUARANTINE, Expected, expect
@@ -33,6 +33,7 @@ from pipeline.record import record, refuse_decoding
 from pipeline.run import carry_out
 from pipeline.rundir import Run
 from pipeline.shards import RecordShard
+from pipeline.show import status_lines
 from pipeline.stream import block_of, models_of
 
 WORKERS = Workers(actors=1, gpus=0.0, per_node=1)
@@ -62,6 +63,20 @@ def network():
 """
 
 
+#: The planted network with the same preprocessing as a function, which cannot be taken apart.
+WHOLE = """
+from pipeline import planted
+
+MODULE, STEPS = planted.network()
+
+def look(image):
+    return STEPS(image)
+
+def network():
+    return MODULE, look
+"""
+
+
 def planned(folder: Path, decode: str, model: str = "pipeline.planted", **recordings: Any) -> Plan:
     sections = planted.config(
         folder,
@@ -78,6 +93,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of every kind, good and bad, in two classes; and enough JPEG files for every split."""
     folder = tmp_path_factory.mktemp("zoo")
     (folder / "squeezed.py").write_text(SQUEEZED)
+    (folder / "whole_look.py").write_text(WHOLE)
     settle(folder / "images", [*good(), *bad()])
     whole = next(animal.data for animal in good() if animal.name.endswith(b"ending.gif"))
     first, last = whole.index(b"\xff\xdb"), whole.index(b"\xff\xc0")
@@ -174,6 +190,42 @@ def test_views_that_a_device_cannot_make_leave_blocks_as_they_are(zoo: Path) -> 
     turned = type(view)(view.key, view.shape, (lambda image: image,))
     assert not DecodeShard({view.key: turned}, leave=True).leave
     assert not DecodeShard(views).leave
+    assert DecodeShard(views | {"turned": turned}, leave=True).leave
+
+
+def test_what_a_model_sees_is_decoded_in_one_place_whatever_else_is_recorded(
+    zoo: Path, tmp_path: Path
+) -> None:
+    plan, whole = planned(zoo, "gpu"), planned(zoo, "gpu", "whole_look")
+    assert whole.target.preprocess.view.whole
+    expected = expect(plan, "float32")
+    _, alone = recorded(plan, tmp_path / "alone", leave=True)
+    run = Run(tmp_path / "both")
+    targets = {ACTIVATIONS: plan.target, "other": whole.target}
+    shard = RecordShard(run.folder, targets, {}, WORKERS, "float32", 8)
+    decode = DecodeShard(shard.views, leave=True)
+    by_pillow = DecodeShard({whole.target.preprocess.view.key: whole.target.preprocess.view})
+    for one in plan.shards:
+        parts = {t: expected.parts[t][one.number] for t in (QUARANTINE, ACTIVATIONS)}
+        block = decode(block_of(rows_of(plan, one), one, parts))
+        seen = by_pillow(block_of(rows_of(plan, one), one, parts))
+        good = pc.is_null(seen["reason"])
+        assert pc.is_null(block["reason"]).equals(good)
+        np.testing.assert_array_equal(
+            array_of(block.filter(good)["view1"], whole.target.preprocess.view),
+            array_of(seen.filter(good)["view0"], whole.target.preprocess.view),
+        )
+        shard(block)
+    both = pa.concat_tables([run.folder.read_table(p) for p in expected.parts[ACTIVATIONS]])
+    kept = alone.filter(pc.is_in(alone["image_id"], value_set=both["image_id"].combine_chunks()))
+    assert len(both) == len(alone)
+    np.testing.assert_array_equal(matrix(both[COLUMN]), matrix(kept[COLUMN]))
+
+
+def test_a_model_of_which_no_image_is_decoded_on_a_device_does_not_say_so(zoo: Path) -> None:
+    cpu, gpu = (expect(planned(zoo, d, "whole_look"), "float32") for d in ("cpu", "gpu"))
+    assert cpu.tables == gpu.tables
+    assert cpu.summed == gpu.summed
 
 
 @pytest.mark.parametrize("rows", [[], [0], [1, 4], [0, 1, 2, 3, 4]])
@@ -206,7 +258,17 @@ def test_recording_by_ray_leaves_files_to_the_actors(
         plan, run = planned(zoo, decode, "squeezed", keep=keep), Run(tmp_path / decode)
         record(run, plan, expect(plan, "float32"), WORKERS, "float32")
         tables[decode] = [run.read(name) for name in ("quarantine", "activations")]
+        facts = run.ledger()["stages"]["record"]
+        if decode == "cpu":
+            assert not {ON_DEVICE, ON_CPUS} & set(facts)
         if decode == "gpu":
+            used = run.read("images").num_rows
+            sent = (
+                len(SENT) - 1 + 48
+            )  # all but the unreadable one, and the tiles that are JPEG files
+            assert (facts[ON_DEVICE], facts[ON_CPUS]) == (sent, used - sent)
+            said = f"{sent} images decoded on GPUs, {used - sent} on CPUs"
+            assert said in "\n".join(status_lines(run))
             moments = [name for name in run.folder.names("moments/label") if "npz" in name]
             assert bool(moments) == (keep == "test")
     assert tables["gpu"][0].equals(tables["cpu"][0])

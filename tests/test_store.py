@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,25 @@ def test_a_store_that_is_added_or_left_out_later_takes_the_recordings_along(
     assert run.ledger()["stages"]["record"]["rows"] == rows == IMAGES
     kept = {path.relative_to(store).parts[0] for path in files_of(store)}
     assert {"images", "embeddings", "concept_scores", "quarantine"} <= kept
+
+
+def test_a_quarantine_goes_along_so_that_no_image_is_decoded_again(
+    folder: Path, alone: dict[str, Run], tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "images", tmp_path / "images")
+    shutil.copy(folder / "words.txt", tmp_path)
+    stores = [tmp_path / "store", tmp_path / "another", None, tmp_path / "store"]
+    for number, store in enumerate(stores):
+        execute(config(tmp_path, NETWORKS[0], store), tmp_path / "run", ["record"])
+        run = Run.open(tmp_path / "run")
+        assert run.read("quarantine")["image_id"].to_pylist() == ["odd/broken.png"]
+        assert run.read("images").num_rows == IMAGES
+        if not number:  # spoilt behind the run's back, which shows if they are decoded again
+            for path in (tmp_path / "images").rglob("*.png"):
+                facts = path.stat()
+                path.write_bytes(bytes(facts.st_size))
+                os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert not list((tmp_path / "run/recordings/quarantine").glob("part-*"))
 
 
 def test_runs_with_other_images_leave_those_of_others_in_the_store(
