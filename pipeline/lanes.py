@@ -194,6 +194,7 @@ class RecordLane(RecordShard):
             "images": len(splits),
             "quarantined": bad,
             "overflowed": overflowed,
+            "batch_size": self.batch_size,
             "bytes": written,
             "infer_seconds": recorded - begun - write,
             "write_seconds": write,

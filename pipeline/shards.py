@@ -118,12 +118,18 @@ class RecordShard:
                 "images": [images.num_rows],
                 "quarantined": [bad],
                 "overflowed": [overflowed],
+                "batch_size": [self.batch_size],
                 "bytes": [written],
                 "infer_seconds": [infer],
                 "write_seconds": [write],
                 **{place: [count] for place, count in places.items()},
             }
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one pass: of all models the fewest."""
+        return min((recorder.batch_size for recorder in self.recorders.values()), default=0)
 
     def pixels(self, images: pa.Table, decoded: Mapping[str, DeviceViews]) -> dict[str, Images]:
         """What each model looks at, by view, of some images.

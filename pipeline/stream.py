@@ -34,6 +34,7 @@ from pipeline.expected import (
     embeddings_table,
 )
 from pipeline.images_table import missing_parts, rows_of, write_images
+from pipeline.log import say
 from pipeline.plan import MIN_SPLIT_IMAGES, ClipPlan, Plan, Shard, TargetPlan
 from pipeline.progress import Progress
 from pipeline.rundir import Run
@@ -267,6 +268,17 @@ def count(facts: dict[str, Any], row: Mapping[str, Any]) -> None:
     for key in (ON_DEVICE, ON_CPUS):
         if key in row:
             facts[key] = facts.get(key, 0) + row[key]
+    if (size := row["batch_size"]) != (known := facts.setdefault("batch_size", size)):
+        facts["batch_size"] = min(size, known)
+        if size < known:
+            say(
+                f"memory ran out with {known} images in a pass: an actor goes on with {size}; activations "
+                "of passes of other sizes differ in their last bits, which target.batch_size settles",
+                "batch_size",
+                level="warning",
+                before=known,
+                after=size,
+            )
     for key in (key for key in row if key.endswith("_seconds")):
         facts[key] = round(facts.get(key, 0.0) + row[key], 3)
 

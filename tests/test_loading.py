@@ -70,6 +70,9 @@ def test_another_tokenizer_costs_what_depends_on_texts_and_no_image(folder: Path
     changed = {name for name, made in before.tables.items() if explained.tables[name] != made}
     assert changed >= {"concept_scores/clip", "concepts", "moments/clip", EXPLANATIONS, SCORES}
     assert not changed & {"images", "activations", "embeddings/clip", "embeddings/other"}
+    # Nor is a sum of moments taken for one of the same scores.
+    changed = {name for name, made in before.summed.items() if explained.summed[name] != made}
+    assert changed == {"clip"}
     assert again.clips["clip"].fingerprint == plan.clips["clip"].fingerprint
     assert again.clips["clip"].text_fingerprint != plan.clips["clip"].text_fingerprint
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import time
+from typing import Any
 
 import pytest
 
 from pipeline.log import say, use_format
 from pipeline.progress import Progress, duration
+from pipeline.stream import count
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,15 @@ def test_lines_for_a_machine_are_json_objects_with_the_same_figures() -> None:
     assert first["text"].endswith('2 "quarantined"\n')
     assert (second["event"], second["level"], second["images"]) == ("plan", "info", 1000)
     assert time.strptime(second["time"][:19], "%Y-%m-%dT%H:%M:%S")
+
+
+def test_an_actor_that_goes_on_with_smaller_batches_is_told_of_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts: dict[str, Any] = {"rows": 0, "bytes": 0}
+    for size in (256, 128, 256, 128):
+        count(facts, {"images": 10, "bytes": 5, "overflowed": 0, "batch_size": size})
+    assert (facts["rows"], facts["batch_size"]) == (40, 128)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "256 images in a pass" in line
+    assert "goes on with 128" in line
