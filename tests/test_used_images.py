@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_looks
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,41 +34,36 @@ from pipeline.rundir import Run
 from pipeline.stream import block_of
 
 WORKERS = Workers(actors=1, gpus=0.0, per_node=1)
-IMAGES_MADE, BRIGHT = 120, 150
+TESTS = Path(__file__).parent
+IMAGES_MADE = 120
+PLANTED, PICKY, MENDED = "pipeline.planted:network", "own_looks:picky", "own_looks:mended"
 
-#: The planted network with a preprocessing of the user's own, which fails on some images until it is mended.
-OWN = """
-from pipeline import planted
 
-MODULE, STEPS = planted.network()
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> Iterator[None]:
+    """As if the preprocessings were in a package that every worker has."""
+    from ray import cloudpickle
 
-def look(image):
-    {line}
-    return STEPS(image)
-
-def network():
-    return MODULE, look
-"""
-PICKY = f"if image.size == (64, 48) and image.getpixel((0, 0))[0] > {BRIGHT}: raise ValueError"
+    cloudpickle.register_pickle_by_value(own_looks)
+    yield
+    cloudpickle.unregister_pickle_by_value(own_looks)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("used")
     cells = planted.write_images(path, IMAGES_MADE)
-    (path / "picky_look.py").write_text(OWN.format(line=PICKY))
-    (path / "mended_look.py").write_text(OWN.format(line="pass"))
-    np.save(path / "refused.npy", np.flatnonzero(cells[:, 0] > BRIGHT))
+    np.save(path / "refused.npy", np.flatnonzero(cells[:, 0] > own_looks.BRIGHT))
     return path
 
 
-def planned(folder: Path, model: str = "pipeline.planted", **sections: Any) -> Plan:
-    target = {"model": f"python:{model}:network", "layers": ["neurons"], "dtype": "float32"}
+def planned(folder: Path, model: str = PLANTED, **sections: Any) -> Plan:
+    target = {"model": f"python:{model}", "layers": ["neurons"], "dtype": "float32"}
     settings = {
         "target": target,
         "recordings": {"shard_size": 25, "max_quarantined": 1.0},
     } | sections
-    return prepare(parse_config(planted.config(folder, **settings), base=folder))
+    return prepare(parse_config(planted.config(folder, **settings), base=TESTS))
 
 
 def recorded(plan: Plan, out: Path) -> Run:
@@ -97,13 +93,13 @@ def test_an_image_that_a_preprocessing_of_ones_own_refused_is_used_once_that_is_
     out = tmp_path / "run"
     recorded(planned(folder, **settings), out)
     # The images were used before: this is no fault of the storage.
-    run = recorded(planned(folder, "picky_look", **settings), out)
+    run = recorded(planned(folder, PICKY, **settings), out)
     assert quarantined(run) == refused(folder)
     used = run.read(IMAGES)["image_id"].to_pylist()
     assert len(used) == IMAGES_MADE - len(refused(folder))
     if keep == "all":
         assert run.read(ACTIVATIONS)["image_id"].to_pylist() == used
-    for model in ("mended_look", "pipeline.planted"):
+    for model in (MENDED, PLANTED):
         run = recorded(planned(folder, model, **settings), out)
         assert not quarantined(run)
         for table in (IMAGES, ACTIVATIONS):
@@ -115,8 +111,8 @@ def test_a_preprocessing_that_fails_takes_no_image_from_other_networks_of_a_stor
     folder: Path, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "store")
-    for model, gone in (("picky_look", refused(folder)), ("pipeline.planted", [])):
-        run = recorded(planned(folder, model, store=store), tmp_path / model)
+    for model, gone in ((PICKY, refused(folder)), (PLANTED, [])):
+        run = recorded(planned(folder, model, store=store), tmp_path / model.partition(":")[0])
         assert quarantined(run) == gone
         assert run.read(IMAGES).num_rows == IMAGES_MADE - len(gone)
 
@@ -166,7 +162,7 @@ def refuse_memory(error: BaseException) -> Callable[[Any], Any]:
     "step",
     [
         allocate,
-        lambda _image: np.empty(1 << 60),
+        lambda _image: np.empty(1 << 50),
         refuse_memory(MemoryError()),
         refuse_memory(OSError(errno.ENOMEM, "Cannot allocate memory")),
         refuse_memory(torch.cuda.OutOfMemoryError()),
@@ -179,7 +175,7 @@ def test_too_little_memory_says_nothing_of_an_image(step: Any) -> None:
 
 
 def test_a_shard_is_judged_by_models_that_look_at_it_later(folder: Path) -> None:
-    plan = planned(folder, "picky_look")
+    plan = planned(folder, PICKY)
     view = plan.target.preprocess.view
     (shard, *_) = plan.shards
     block = block_of(rows_of(plan, shard), shard, {})
@@ -195,7 +191,7 @@ def test_a_pilot_judges_images_by_all_models_of_the_run(folder: Path, tmp_path: 
     simulators = [{"name": "other", "model": f"local-dir:{models / 'simulator'}"}]
     plan = planned(folder, simulators=simulators)
     clip = plan.clips["other"]
-    own = planned(folder, "picky_look").target.preprocess
+    own = planned(folder, PICKY).target.preprocess
     plan.clips["other"] = type(clip)(**(vars(clip) | {"preprocess": own}))
     pilot = Pilot(Run(tmp_path), plan, WORKERS, "float32")
     sample = pilot._sample.plan
@@ -241,15 +237,23 @@ def test_the_seed_draws_the_sample_that_active_concepts_are_judged_on(
     folder: Path, tmp_path: Path, keep: str, changes: bool
 ) -> None:
     paths = sorted(str(path) for path in (folder / "images").rglob("*.png"))
-    ids = [str(Path(path).relative_to(folder / "images")) for path in paths]
-    parts = [("train", "val", "test")[n % 3] for n in range(len(paths))]
+    facts = {
+        "path": paths,
+        "kind": [Path(path).parent.name for path in paths],
+        "part": [("train", "val", "test")[n % 3] for n in range(len(paths))],
+    }
     manifest = tmp_path / "m.parquet"
-    pq.write_table(pa.table({"path": paths, "image_id": ids, "part": parts}), manifest)
+    pq.write_table(pa.table(facts), manifest)
     made = []
     for seed in (0, 1):
         plan = planned(
             folder,
-            images={"path": str(manifest), "split": {"column": "part", "seed": seed}},
+            images={
+                "path": str(manifest),
+                "label": "kind",
+                "split": {"column": "part", "seed": seed},
+            },
+            concepts=[{"name": "label", "kind": "labels"}],
             recordings={"keep": keep},
         )
         made.append(expect(plan, "float32").tables)
