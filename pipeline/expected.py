@@ -275,13 +275,15 @@ def _summed(
 ) -> dict[str, str]:
     """Fingerprints of the sources of moments, each by itself: what is added leaves the others' alone."""
     target, config = plan.target, plan.config
+    # What else is read decides what is folded, and which kernels a compiler makes one.
+    together = [target.unfolded, list(target.layers) if config.recordings.compile else []]
     summed = {}
     for layer, poolings in target.layers.items():
         directed = target.directions.get(layer)
         source = [layer] if directed is None else [directed.settings.layer, directed.fingerprint]
         for pooling in poolings:
             passes = _passes(plan, target, dtype)
-            made = fingerprint(target.fingerprint, passes, *source, pooling, target.unfolded)
+            made = fingerprint(target.fingerprint, passes, *source, pooling, *together)
             summed[activation_column(layer, pooling)] = made
     cut = (config.fit.resolved.folds, config.images.split.seed, config.recordings.keep)
     for explainer in plan.explainers:
