@@ -21,7 +21,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from core.errors import SourceError
+from core.errors import NeuroscribeError, SourceError
 from pipeline.outages import is_outage, patiently
 from pipeline.stamps import listed_stamps, local_stamp
 from pipeline.storage import filesystem
@@ -66,11 +66,26 @@ def list_files(url: str) -> tuple[Any, str, pa.Table]:
         SourceError: There is nothing, or a folder in it may not be listed.
     """
     fs, root = filesystem(url)
+    try:
+        return fs, root, _files(fs, root, url)
+    except NeuroscribeError:
+        raise
+    except Exception as error:  # every client has errors of its own for what it is refused
+        if isinstance(fs, LocalFileSystem) or is_outage(error):
+            raise
+        said = (str(error).splitlines() or [""])[0]
+        raise SourceError(
+            f"images.path {url!r} may not be listed ({type(error).__name__}: {said}); check its name, and "
+            "give credentials and the right to list and to read it"
+        ) from error
+
+
+def _files(fs: Any, root: str, url: str) -> pa.Table:
     if has_magic(root) and not fs.exists(root):
         found = sorted((p, i) for p, i in fs.glob(root, detail=True).items() if _is_file(i))
         if isinstance(fs, LocalFileSystem):
-            return fs, root, _local(path for path, _ in found)
-        return fs, root, _remote(fs, found)
+            return _local(path for path, _ in found)
+        return _remote(fs, found)
     if not fs.exists(root):
         raise SourceError(
             f"images.path {url!r} does not exist; give a folder of class folders, WebDataset "
@@ -78,10 +93,10 @@ def list_files(url: str) -> tuple[Any, str, pa.Table]:
         )
     if isinstance(fs, LocalFileSystem):
         paths = [root] if Path(root).is_file() else _walk(root)
-        return fs, root, _local(paths)
+        return _local(paths)
     if fs.isfile(root):
-        return fs, root, _remote(fs, [(root, fs.info(root))])
-    return fs, root, _remote(fs, fs.find(root, detail=True).items())
+        return _remote(fs, [(root, fs.info(root))])
+    return _remote(fs, fs.find(root, detail=True).items())
 
 
 def has_magic(path: str) -> bool:

@@ -23,6 +23,7 @@ from pipeline import outages
 from pipeline.fetching import fetch
 from pipeline.images_config import ImagesConfig
 from pipeline.sources import read_index
+from pipeline.sources_files import list_files
 from pipeline.stamps import MISSING, stamp_of, stamps
 
 NAMES = [f"{number}.png" for number in range(5)]
@@ -197,6 +198,9 @@ def test_without_credentials_nothing_is_taken_for_missing(
                 SourceError, match=r"may not be looked at .NoCredentials.*give cred"
             ):
                 stamps([f"{bucket}/{name}" for name in some])
+        for url in (bucket, f"{bucket}/*", f"{bucket}/{NAMES[0]}"):
+            with pytest.raises(SourceError, match=r"may not be listed .NoCredentials.*give cred"):
+                list_files(url)
     finally:
         clear()
 
