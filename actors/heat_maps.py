@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from actors.kernels import repeatable
+from actors.kernels import repeatable, whole_products
 from actors.layer_info import LayerInfo
 from actors.preprocessing import split_transform
 from actors.taps import LayerTap, channels_first
@@ -92,6 +92,7 @@ class HeatMapper:
         self.device, self.dtype = torch.device(device), dtype
         self._preprocess = split_transform(target.transform)
         module: Any = target.module.eval().requires_grad_(False)
+        whole_products(module)
         module.to(device=self.device, dtype=dtype, memory_format=torch.channels_last)
         self._tap = _MapTap(module, dict.fromkeys(layers, ("map",)))
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from actors.clip import Clip
 from actors.directions import DirectionSet
 from actors.folding import fold_batch_norms
-from actors.kernels import repeatable
+from actors.kernels import repeatable, whole_products
 from actors.preprocessing import split_transform
 from actors.staging import Staging, arrays_of
 from actors.taps import LayerTap
@@ -176,15 +176,15 @@ class Recorder:
         activations: dict[_Key, Float16[np.ndarray, "images neurons"]] = {}
         embeddings: dict[str, Float16[np.ndarray, "images d"]] = {}
         overflowed = 0
-        with repeatable():
-            for runner in self._runners:
+        for runner in self._runners:
+            with repeatable(runner.fused):
                 results, beyond = self._run(runner, views[runner.view.key])
-                overflowed += beyond
-                for key, values in results.items():
-                    if isinstance(runner.part, ClipPart):
-                        embeddings[runner.part.name] = values
-                    else:
-                        activations[key] = values
+            overflowed += beyond
+            for key, values in results.items():
+                if isinstance(runner.part, ClipPart):
+                    embeddings[runner.part.name] = values
+                else:
+                    activations[key] = values
         return Recorded(activations, embeddings, overflowed)
 
     def _run(
@@ -229,12 +229,15 @@ class _Runner:
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
+        #: Of a target layers are hooked, and what one records must not depend on which.
+        self.fused = isinstance(part, ClipPart) and not compiled
         self._checked = False
         self._staging: Staging | None = None
         transform = part.target.transform if isinstance(part, TargetPart) else part.clip.transform
         self.preprocess: Preprocess = split_transform(transform)
         module: Any = part.target.module if isinstance(part, TargetPart) else part.clip.model.visual
         module.eval().requires_grad_(False)
+        whole_products(module)
         fold_batch_norms(module, _layers_of(part))
         module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         self.module: nn.Module = module

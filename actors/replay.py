@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from actors.kernels import repeatable
+from actors.kernels import repeatable, whole_products
 from actors.preprocessing import split_transform
 from actors.taps import LayerTap, channel_axis, first_tensor
 from actors.targets import Target
@@ -95,6 +95,7 @@ class Replay:
         self._name = target.name
         self._preprocess = split_transform(target.transform)
         self._module: nn.Module = target.module.eval().requires_grad_(False)
+        whole_products(self._module)
         move: Any = self._module.to
         move(device=self.device, dtype=torch.float32, memory_format=torch.channels_last)
         self._tap = LayerTap(self._module, {layer: (pooling,)})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torchvision import transforms
 
 from actors.kernels import repeatable
@@ -67,3 +68,40 @@ def test_what_was_set_is_set_again_after_an_error() -> None:
         raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == "medium"
     assert not torch.is_inference_mode_enabled()
+
+
+class Attending(nn.Module):
+    """Attention over the cells of an image, and a layer to hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.cells = nn.Conv2d(3, 64, 4, 4)
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.neurons = nn.Linear(64, 32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.cells(images).flatten(2).transpose(1, 2)
+        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        out: torch.Tensor = self.neurons(mixed)
+        return out
+
+
+def test_attention_multiplies_all_tokens_at_once_and_gives_what_the_network_gives() -> None:
+    images = np.random.default_rng(2).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    transform = transforms.Compose(
+        [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()]
+    )
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        expected = Attending().eval()(pixels).mean(1).numpy()
+    target = Target(Attending().eval().requires_grad_(False), transform, "attending")
+    recorder = Recorder(
+        [TargetPart(target, {"neurons": ("avg",)})], device="cpu", dtype="float32", batch_size=16
+    )
+    (key,) = recorder.views
+    recorder.record({key: images})
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        found = recorder.record({key: images}).activations["neurons", "avg"]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+    assert "aten::bmm" not in {event.key for event in seen.key_averages()}
