@@ -308,11 +308,19 @@ def lost(error: Any) -> NeuroscribeError:
 
 
 def own_error(error: BaseException) -> BaseException:
-    """The error of ours inside what Ray wrapped around it, or else Ray's own."""
+    """The error of ours inside what Ray wrapped around it, or else Ray's own.
+
+    Too little memory passes: it stops the run in order.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, NeuroscribeError):
             return seen
+        if isinstance(seen, MemoryError) and getattr(seen, "cause", None) is None:
+            return StoppedEarly(
+                f"a worker had too little memory ({seen}); run again to resume, with fewer workers or "
+                "smaller shards if it comes back"
+            )
         seen = getattr(seen, "cause", None) or seen.__cause__
     return error
 

@@ -12,6 +12,7 @@ import own_looks
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from PIL import Image
 from torchvision import transforms as tv
@@ -19,7 +20,7 @@ from torchvision import transforms as tv
 from actors.decode import decode
 from actors.preprocessing import split_transform
 from actors.views import MAX_RATIO, View, refusals
-from core.errors import UnreadableImage
+from core.errors import StoppedEarly, UnreadableImage
 from pipeline import planted
 from pipeline.config import parse_config
 from pipeline.decoding import DecodeShard
@@ -31,7 +32,7 @@ from pipeline.plan import Plan
 from pipeline.planning import prepare
 from pipeline.record import record
 from pipeline.rundir import Run
-from pipeline.stream import block_of
+from pipeline.stream import block_of, own_error
 
 WORKERS = Workers(actors=1, gpus=0.0, per_node=1)
 TESTS = Path(__file__).parent
@@ -172,6 +173,19 @@ def test_too_little_memory_says_nothing_of_an_image(step: Any) -> None:
     view = View("whole:x", (3, 8, 8), (step,))
     with pytest.raises(MemoryError):
         view.apply(Image.new("RGB", (9, 9)))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_too_little_memory_on_a_worker_stops_the_run_in_order() -> None:
+    def starve(image: Image.Image) -> Any:
+        return View("whole:x", (3, 8, 8), (lambda _: torch.empty(1 << 60),)).apply(image)
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(ray.remote(starve).remote(Image.new("RGB", (9, 9))))
+    error = own_error(caught.value)
+    assert isinstance(error, StoppedEarly)
+    assert "too little memory" in str(error)
+    assert "Traceback" not in str(error)
 
 
 def test_a_shard_is_judged_by_models_that_look_at_it_later(folder: Path) -> None:
