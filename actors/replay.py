@@ -219,7 +219,7 @@ class Replay:
         if not _agree(logits[rows] + column.T, plain):
             return None
         bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
-        return Head(head.weight.cpu().numpy(), bias.cpu().numpy())
+        return Head(head.weight.detach().cpu().numpy(), bias.detach().cpu().numpy())
 
     def _last_linear(
         self, images: Shaped[np.ndarray, "images a b c"]
