@@ -29,6 +29,7 @@ import torch
 
 from actors.allocator import keep_freed_memory
 from actors.clip import Clip
+from actors.kernels import repeatable
 from actors.recorder import ClipPart, Part, Recorder, TargetPart, resolve_dtype
 from actors.targets import load_target
 
@@ -63,11 +64,7 @@ def raw_seconds(
 ) -> float:
     """The model alone over `count` images in batches that lie on the device."""
     begun = time.perf_counter()
-    # The recorder's own rules: no TensorFloat-32, kernels that give the same bits every time.
-    rules = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    with torch.inference_mode(), rules:
+    with repeatable(fused=True):  # the recorder's own rules, and attention as PyTorch comes
         done = 0
         while done < count:
             for batch in batches:
